@@ -1,0 +1,281 @@
+//! The configuration as the rest of the program sees it: validated, every reference resolved,
+//! nothing in it that can still be wrong.
+//!
+//! [`Config::parse`] is the only way in. It finds every mistake in one pass and names the place,
+//! the reason and the fix of each. No I/O and no clock here: the text and the environment are
+//! arguments.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustls_pki_types::ServerName;
+
+pub mod endpoint;
+pub mod name;
+
+pub use endpoint::{Host, Listen, UpstreamAddress};
+pub use name::ServiceName;
+
+/// A whole configuration. Two configurations are equal when they ask for the same behaviour;
+/// where a value was written does not count.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The admin endpoints.
+    pub admin: Admin,
+    /// What is logged, and how.
+    pub log: Log,
+    /// How long open connections may go on after SIGTERM. Default 30 s.
+    pub shutdown_timeout: Duration,
+    /// All services, by name. No two have the same listener.
+    pub services: BTreeMap<ServiceName, Service>,
+    /// Where each value of each service comes from, for `tlsward check`.
+    pub origins: Origins,
+}
+
+/// `[admin]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// All endpoints, `POST /reload` included. Default `127.0.0.1:9901`; `None` is `"off"`.
+    pub listen: Option<Listen>,
+    /// Only `/livez`, `/readyz` and `/metrics`. Default off.
+    pub public_listen: Option<Listen>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// A filter in the syntax of `tracing_subscriber::EnvFilter`. Default `info`.
+    pub filter: String,
+    /// One line per ended connection. Default true.
+    pub connections: bool,
+}
+
+/// One listener and the upstream that its callers reach.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    /// The service's name.
+    pub name: ServiceName,
+    /// Where callers connect.
+    pub listen: Listen,
+    /// Where connections go: tried in this order. Never empty.
+    pub upstream: Vec<UpstreamAddress>,
+    /// The client certificate, or `None` where the file says `client_auth = false`.
+    pub identity: Option<IdentitySource>,
+    /// The CA certificates and revocation lists; `None` where `verify = "none"` and no `ca`.
+    pub trust: Option<TrustSource>,
+    /// How TLS is spoken and what is verified.
+    pub tls: TlsPolicy,
+    /// Time limits.
+    pub timeouts: Timeouts,
+    /// Open connections at once; more wait in the kernel's backlog. Default no limit.
+    pub max_connections: Option<NonZeroUsize>,
+    /// Idle time before TCP keep-alive probes, on both sides. Default 3 minutes; `None` is off.
+    pub keepalive: Option<Duration>,
+    /// What a new certificate means to open connections.
+    pub on_rotation: OnRotation,
+    /// What the caller sees where the upstream ends without `close_notify`.
+    pub unclean_close: UncleanClose,
+    /// Who may connect to the listener.
+    pub allow_callers: Callers,
+}
+
+/// Time limits of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Look-up, TCP and TLS handshake together. Default 10 s.
+    pub connect: Duration,
+    /// Without a byte either way. Default `None`: databases keep idle sessions.
+    pub idle: Option<Duration>,
+    /// From accept. Default `None`.
+    pub max_lifetime: Option<Duration>,
+    /// After one side has closed, or until a broken connection's last bytes are acknowledged.
+    /// Default 60 s.
+    pub close: Duration,
+}
+
+/// `on_rotation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRotation {
+    /// Open connections go on with the certificate that they began with.
+    Keep,
+    /// Open connections are ended, each at a random moment within `window` (`drain_window`,
+    /// default 60 s).
+    Drain {
+        /// Over how long the ends are spread.
+        window: Duration,
+    },
+}
+
+/// `unclean_close`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UncleanClose {
+    /// The caller sees a reset: the data may be cut short. The default.
+    Reset,
+    /// The caller sees an ordinary end: for servers that never send `close_notify`.
+    Fin,
+}
+
+/// `allow_callers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Whoever can reach the listener.
+    Anyone,
+    /// TCP callers from these networks.
+    Networks(Vec<IpNet>),
+    /// Callers on a unix socket with one of these user or group ids.
+    Peers {
+        /// User ids.
+        uids: Vec<u32>,
+        /// Primary group ids.
+        gids: Vec<u32>,
+    },
+}
+
+/// Where a client certificate and its key are read from. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IdentitySource {
+    /// `cert` and `key`.
+    Pair {
+        /// Leaf first, then intermediates.
+        cert: PathBuf,
+        /// PKCS#8, PKCS#1 or SEC1.
+        key: PathBuf,
+    },
+    /// `bundle`: key and chain in one file, in either order.
+    Bundle(PathBuf),
+}
+
+/// Where CA certificates and revocation lists are read from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TrustSource {
+    /// The CA certificates.
+    pub ca: CaSource,
+    /// `crl`: a file, or a directory of files (absolute).
+    pub crl: Option<PathBuf>,
+}
+
+/// `ca`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CaSource {
+    /// A PEM file, or a directory of PEM files (absolute).
+    Path(PathBuf),
+    /// `"system"`: the platform's roots.
+    System,
+}
+
+/// How TLS is spoken to an upstream and what is verified of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsPolicy {
+    /// What is verified.
+    pub verify: Verify,
+    /// Certificates allowed *between* leaf and trust anchor, as OpenSSL, nginx and Kong count
+    /// (`proxy_ssl_verify_depth`). Default `None`: webpki's own limit of 6.
+    pub verify_depth: Option<u8>,
+    /// SNI and verified name. Default `None`: the host of the upstream that is dialled.
+    pub server_name: Option<ServerName<'static>>,
+    /// Send SNI. Default true.
+    pub sni: bool,
+    /// What a revocation list past its `nextUpdate` means. Default: refuse.
+    pub crl_expired: CrlExpired,
+    /// SHA-256 digests of acceptable server keys (`SubjectPublicKeyInfo`), in addition to the
+    /// chain. Empty: no pinning.
+    pub pins: Vec<[u8; 32]>,
+    /// At least one of the server's SANs must match one of these. Empty: not asked.
+    pub allowed_names: Vec<NamePattern>,
+    /// Lowest TLS version. Default 1.2.
+    pub min_version: TlsVersion,
+    /// Highest TLS version. Default 1.3.
+    pub max_version: TlsVersion,
+    /// Key exchange groups in order of preference. Never empty.
+    pub key_exchange: Vec<KeyExchange>,
+    /// Protocols offered by ALPN, in order; empty: none. Where some are offered, the server must
+    /// choose one.
+    pub alpn: Vec<String>,
+    /// Resume earlier sessions. Default true.
+    pub resumption: bool,
+}
+
+/// `verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Chain and name.
+    Full,
+    /// Chain only.
+    Chain,
+    /// Nothing; must be said, and is warned of.
+    None,
+}
+
+/// `crl_expired`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrlExpired {
+    /// Refuse the server.
+    Refuse,
+    /// Go on as if the list were current.
+    Accept,
+}
+
+/// A TLS version that tlsward speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// TLS 1.2 (RFC 5246).
+    Tls12,
+    /// TLS 1.3 (RFC 8446).
+    Tls13,
+}
+
+/// A key exchange group, by its name in the IANA registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyExchange {
+    /// Hybrid of X25519 and ML-KEM-768.
+    X25519MlKem768,
+    /// X25519.
+    X25519,
+    /// NIST P-256.
+    Secp256r1,
+    /// NIST P-384.
+    Secp384r1,
+}
+
+/// A pattern for a name in a server certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamePattern {
+    /// A DNS name in lower case; a first label `*` stands for exactly one label.
+    Dns(String),
+    /// A URI, for example `spiffe://cluster.local/ns/*/sa/billing`: `*` stands for one path
+    /// segment, a last segment `**` for one or more.
+    Uri(String),
+}
+
+/// Where the value of a key was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The built-in default.
+    BuiltIn,
+    /// `[defaults]` or `[defaults.tls]`, on this line of the file.
+    Defaults {
+        /// Line, from 1.
+        line: usize,
+    },
+    /// The service's own table, on this line of the file.
+    Service {
+        /// Line, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment(&'static str),
+}
+
+/// The origin of each value of each service, by key as written (`"tls.cert"`, `"listen"`).
+/// Always equal to another, so that moving a line is not a change.
+#[derive(Clone, Debug, Default)]
+pub struct Origins(pub BTreeMap<ServiceName, BTreeMap<&'static str, Origin>>);
+
+impl PartialEq for Origins {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
