@@ -8,3 +8,6 @@ mod metrics;
 mod source;
 mod status;
 mod tls;
+mod proxy;
+mod route;
+mod shutdown;
