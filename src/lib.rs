@@ -1,12 +1,15 @@
 //! tlsward: plain TCP in, verified mutual TLS out.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "skeleton")]
 
+mod admin;
+mod clock;
 pub mod config;
 pub mod failure;
 mod material;
 mod metrics;
 mod source;
 mod status;
+mod telemetry;
 mod tls;
 mod proxy;
 mod route;
