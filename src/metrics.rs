@@ -81,10 +81,10 @@ impl Metrics {
 
     /// What a service's connections did; `None` if nobody has asked for its handles yet.
     pub(crate) fn traffic(&self, name: &str) -> Option<Traffic> {
+        let name = ServiceName::parse(name).ok()?;
         let metrics = lock(&self.inner.services)
-            .iter()
-            .find(|(service, _)| service.as_str() == name)
-            .map(|(_, entry)| Arc::clone(&entry.metrics))?;
+            .get(&name)
+            .map(|entry| Arc::clone(&entry.metrics))?;
         Some(metrics.traffic())
     }
 

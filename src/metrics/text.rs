@@ -1,8 +1,8 @@
 //! Names, labels and units of the metrics, and their two text formats.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet};
