@@ -56,6 +56,8 @@ pub(crate) enum Presented {
 impl Route {
     /// The name for SNI and verification when `upstream` is dialled.
     pub(crate) fn server_name_for(&self, upstream: &UpstreamAddress) -> ServerName<'static> {
-        self.server_name.clone().unwrap_or_else(|| upstream.host.server_name())
+        self.server_name
+            .clone()
+            .unwrap_or_else(|| upstream.host.server_name())
     }
 }

@@ -77,7 +77,10 @@ impl Caller for UnixStream {
 
 fn poll_says_broken(socket: &impl AsFd) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::empty())];
-    let no_wait = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let no_wait = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     matches!(rustix::event::poll(&mut fds, Some(&no_wait)), Ok(n) if n > 0)
         && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }

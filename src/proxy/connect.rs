@@ -69,7 +69,11 @@ pub(crate) async fn connect(
         Ok(result) => result,
         Err(_) => {
             let phase = progress.phase();
-            let side = if phase == Phase::Resolve { Side::Local } else { Side::Upstream };
+            let side = if phase == Phase::Resolve {
+                Side::Local
+            } else {
+                Side::Upstream
+            };
             let detail = format!("no answer within connect_timeout ({limit:?})");
             Err(Failure::new(phase, side, Reason::Timeout, detail))
         }
@@ -93,7 +97,11 @@ async fn attempt(
         .map_err(|error| outcome::handshake_failed(error, &name, &route.identity))?;
     let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
     route.metrics.handshaken(begun.elapsed(), resumed);
-    Ok(Connected { stream, session, endpoint })
+    Ok(Connected {
+        stream,
+        session,
+        endpoint,
+    })
 }
 
 /// Opens a TCP connection to the first upstream that takes one. Each upstream but the last gets
@@ -111,23 +119,40 @@ async fn reach_any<'route>(
         let result = if n + 1 == route.upstream.len() {
             reaching.await
         } else {
-            tokio::time::timeout(share, reaching).await.unwrap_or_else(|_| {
-                let detail = format!("{upstream} did not answer within its share of connect_timeout ({share:?})");
-                Err(Failure::new(progress.phase(), Side::Upstream, Reason::Timeout, detail))
-            })
+            tokio::time::timeout(share, reaching)
+                .await
+                .unwrap_or_else(|_| {
+                    let detail = format!(
+                        "{upstream} did not answer within its share of connect_timeout ({share:?})"
+                    );
+                    Err(Failure::new(
+                        progress.phase(),
+                        Side::Upstream,
+                        Reason::Timeout,
+                        detail,
+                    ))
+                })
         };
         match result {
             Ok((stream, endpoint)) => return Ok((stream, upstream, endpoint)),
             Err(mut failure) => {
                 if let Some(earlier) = failures {
-                    failure.why.detail = format!("{}; before that: {}", failure.why.detail, earlier.why.detail);
+                    failure.why.detail = format!(
+                        "{}; before that: {}",
+                        failure.why.detail, earlier.why.detail
+                    );
                 }
                 failures = Some(failure);
             }
         }
     }
     Err(failures.unwrap_or_else(|| {
-        Failure::new(Phase::Resolve, Side::Local, Reason::Internal, "a route without an upstream")
+        Failure::new(
+            Phase::Resolve,
+            Side::Local,
+            Reason::Internal,
+            "a route without an upstream",
+        )
     }))
 }
 
@@ -140,13 +165,15 @@ async fn reach(
     progress.reach(Phase::Resolve);
     let addresses: Arc<[IpAddr]> = match &upstream.host {
         Host::Address(address) => [*address].into(),
-        Host::Name(name) => {
-            resolver.look_up(name.as_ref()).await.map_err(outcome::look_up_failed)?
-        }
+        Host::Name(name) => resolver
+            .look_up(name.as_ref())
+            .await
+            .map_err(outcome::look_up_failed)?,
     };
     progress.reach(Phase::Connect);
-    let addresses: Vec<SocketAddr> =
-        alternate_families(&addresses).map(|ip| SocketAddr::new(ip, upstream.port)).collect();
+    let addresses: Vec<SocketAddr> = alternate_families(&addresses)
+        .map(|ip| SocketAddr::new(ip, upstream.port))
+        .collect();
     let (stream, endpoint) = race(&addresses).await.map_err(outcome::connect_failed)?;
     // A socket that was just opened takes these; and if it did not, it would still be right.
     let _ = stream.set_nodelay(true);
@@ -160,21 +187,29 @@ async fn reach(
 /// nine) end the connection.
 pub(super) fn keepalive_after(idle: Duration) -> TcpKeepalive {
     let interval = (idle / 3).max(Duration::from_secs(1));
-    TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3)
+    TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval(interval)
+        .with_retries(3)
 }
 
 /// Addresses in the resolver's order, but the families take turns (RFC 8305 section 4).
 fn alternate_families(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
     let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
-    let (one, other): (Vec<IpAddr>, Vec<IpAddr>) =
-        addresses.iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let (one, other): (Vec<IpAddr>, Vec<IpAddr>) = addresses
+        .iter()
+        .partition(|address| address.is_ipv6() == first_is_v6);
     let longer = one.len().max(other.len());
-    (0..longer).flat_map(move |n| [one.get(n).copied(), other.get(n).copied()]).flatten()
+    (0..longer)
+        .flat_map(move |n| [one.get(n).copied(), other.get(n).copied()])
+        .flatten()
 }
 
 /// Happy Eyeballs (RFC 8305): the next address starts when the one before has failed or has had
 /// its head start; the first connection wins and the others are closed.
-async fn race(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), (SocketAddr, io::Error)> {
+async fn race(
+    addresses: &[SocketAddr],
+) -> Result<(TcpStream, SocketAddr), (SocketAddr, io::Error)> {
     let (first, rest) = match addresses {
         // The look-up never yields an empty list.
         [] => {
@@ -234,9 +269,12 @@ mod tests {
 
     #[test]
     fn families_take_turns_and_the_resolver_chooses_which_begins() {
-        let addresses: Vec<IpAddr> =
-            ["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"].map(|a| a.parse().unwrap()).into();
-        let order: Vec<String> = alternate_families(&addresses).map(|a| a.to_string()).collect();
+        let addresses: Vec<IpAddr> = ["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"]
+            .map(|a| a.parse().unwrap())
+            .into();
+        let order: Vec<String> = alternate_families(&addresses)
+            .map(|a| a.to_string())
+            .collect();
         assert_eq!(order, ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]);
         let order: Vec<IpAddr> = alternate_families(&addresses[3..]).collect();
         assert_eq!(order, addresses[3..]);
@@ -244,12 +282,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_address_gives_way_to_the_next_at_once() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let open = listener.local_addr().unwrap();
         let (_, reached) = race(&[closed, open]).await.unwrap();
         assert_eq!(reached, open);
         let (named, error) = race(&[closed, closed]).await.unwrap_err();
-        assert_eq!((named, error.kind()), (closed, io::ErrorKind::ConnectionRefused));
+        assert_eq!(
+            (named, error.kind()),
+            (closed, io::ErrorKind::ConnectionRefused)
+        );
     }
 }

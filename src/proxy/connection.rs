@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ProtocolVersion::TLSv1_3;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,22 +21,34 @@ use super::session::Buffered;
 use crate::clock;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::{Presented, Route};
-use crate::telemetry::{self, ConnectionRecord};
+use crate::telemetry::{self, ConnectionRecord, TlsRecord};
 
 /// Who called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum CallerAddress {
     Tcp(SocketAddr),
     /// A peer on a unix socket, as the kernel vouches for it.
-    Unix { uid: u32, gid: u32, pid: Option<i32> },
+    Unix {
+        uid: u32,
+        gid: u32,
+        pid: Option<i32>,
+    },
 }
 
 impl fmt::Display for CallerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Unix { uid, gid, pid: Some(pid) } => write!(f, "unix uid={uid} gid={gid} pid={pid}"),
-            Self::Unix { uid, gid, pid: None } => write!(f, "unix uid={uid} gid={gid}"),
+            Self::Unix {
+                uid,
+                gid,
+                pid: Some(pid),
+            } => write!(f, "unix uid={uid} gid={gid} pid={pid}"),
+            Self::Unix {
+                uid,
+                gid,
+                pid: None,
+            } => write!(f, "unix uid={uid} gid={gid}"),
         }
     }
 }
@@ -68,12 +81,18 @@ pub(crate) async fn run<C: Caller>(
             caller.reset_on_close();
             (Err(failure), Transfer::default(), None)
         }
-        Ok(Connected { stream, session, endpoint }) => {
+        Ok(Connected {
+            stream,
+            session,
+            endpoint,
+        }) => {
             let facts = SessionFacts {
                 endpoint,
                 version: session.protocol_version(),
                 cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
-                group: session.negotiated_key_exchange_group().map(|group| group.name()),
+                group: session
+                    .negotiated_key_exchange_group()
+                    .map(|group| group.name()),
                 resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
             };
             let session = Buffered::new(session);
@@ -83,7 +102,14 @@ pub(crate) async fn run<C: Caller>(
         }
     };
     drop(caller);
-    record(&route, &address, accepted.elapsed(), transfer, facts.as_ref(), result.as_ref().err());
+    record(
+        &route,
+        &address,
+        accepted.elapsed(),
+        transfer,
+        facts.as_ref(),
+        result.as_ref().err(),
+    );
 }
 
 async fn dial<C: Caller>(
@@ -116,7 +142,10 @@ async fn relay<C: Caller>(
 ) -> (Result<(), Failure>, Transfer) {
     let limits = Limits {
         idle: route.timeouts.idle,
-        end: route.timeouts.max_lifetime.map(|lifetime| accepted + lifetime),
+        end: route
+            .timeouts
+            .max_lifetime
+            .map(|lifetime| accepted + lifetime),
         close: route.timeouts.close,
         unclean_close: route.unclean_close,
     };
@@ -143,7 +172,9 @@ async fn relay<C: Caller>(
     };
     let transfer = relay.transfer();
     drop(relay);
-    let Err(ended) = result else { return (Ok(()), transfer) };
+    let Err(ended) = result else {
+        return (Ok(()), transfer);
+    };
 
     // An alert of ours is on its way: a reset would throw it away.
     let alert_sent = matches!(&ended, Ended::Broken(Break::Tls(_)));
@@ -186,7 +217,9 @@ fn stopped(phase: Phase) -> Failure {
 /// Resolves at a random moment of the window after the route's certificate was replaced, so that
 /// applications do not all reconnect at once. Never, where connections outlive rotations.
 async fn retired(route: &Route) {
-    let Some(window) = route.retire_over else { return std::future::pending().await };
+    let Some(window) = route.retire_over else {
+        return std::future::pending().await;
+    };
     route.retired.cancelled().await;
     // std's hasher keys are random enough to spread ends over a window.
     let share = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
@@ -201,25 +234,48 @@ fn record(
     facts: Option<&SessionFacts>,
     failure: Option<&Failure>,
 ) {
-    route.metrics.ended(failure.map_or(Ok(()), Err), clock::unix_seconds());
+    route
+        .metrics
+        .ended(failure.map_or(Ok(()), Err), clock::unix_seconds());
     if !route.log {
         return;
     }
+    let words = facts.map(|facts| {
+        (
+            // "TLSv1_3" and "TLS13_AES_128_GCM_SHA256" are rustls' spellings.
+            facts
+                .version
+                .map(|version| if version == TLSv1_3 { "1.3" } else { "1.2" }),
+            facts
+                .cipher
+                .map(|cipher| format!("{cipher:?}").replace("TLS13_", "TLS_")),
+            facts.group.map(|group| format!("{group:?}")),
+        )
+    });
+    let tls = match (&words, facts) {
+        (Some((Some(version), Some(cipher), group)), Some(facts)) => Some(TlsRecord {
+            version,
+            cipher,
+            group: group.as_deref(),
+            resumed: facts.resumed,
+        }),
+        _ => None,
+    };
+    let endpoint = facts.map(|facts| facts.endpoint);
     telemetry::connection_ended(&ConnectionRecord {
         service: route.service.as_str(),
-        caller,
-        endpoint: facts.map(|facts| facts.endpoint),
+        caller: Some(caller),
+        endpoint: endpoint
+            .as_ref()
+            .map(|endpoint| endpoint as &dyn fmt::Display),
         duration,
         bytes_up: transfer.up,
         bytes_down: transfer.down,
-        tls_version: facts.and_then(|facts| facts.version),
-        cipher: facts.and_then(|facts| facts.cipher),
-        group: facts.and_then(|facts| facts.group),
-        resumed: facts.map(|facts| facts.resumed),
+        tls,
         identity: match &route.identity {
             Presented::Certificate { fingerprint, .. } => Some(fingerprint),
             Presented::Nothing => None,
         },
-        failure,
+        outcome: failure.map_or(Ok(()), Err),
     });
 }

@@ -54,8 +54,12 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     server_name: ServerName<'static>,
 ) -> Result<Box<ClientConnection>, HandshakeError> {
     let alpn_offered = !config.alpn_protocols.is_empty();
-    let connection = ClientConnection::new(config, server_name)
-        .map_err(|error| HandshakeError::Tls { error, verdict: None, server_accepted: false })?;
+    let connection =
+        ClientConnection::new(config, server_name).map_err(|error| HandshakeError::Tls {
+            error,
+            verdict: None,
+            server_accepted: false,
+        })?;
     let mut connection = Box::new(connection);
     let mut begun = false;
     poll_fn(|cx| poll(stream, &mut connection, &mut begun, cx)).await?;
@@ -85,7 +89,9 @@ fn poll<S: AsyncRead + AsyncWrite + Unpin>(
                 return Poll::Ready(Err(HandshakeError::Ended));
             }
             if !*begun && !looks_like_tls(wire) {
-                return Poll::Ready(Err(HandshakeError::NotTls(wire[..wire.len().min(64)].into())));
+                return Poll::Ready(Err(HandshakeError::NotTls(
+                    wire[..wire.len().min(64)].into(),
+                )));
             }
             *begun = true;
             Poll::Ready(take(connection, wire))
@@ -99,11 +105,13 @@ fn poll<S: AsyncRead + AsyncWrite + Unpin>(
 
 fn take(connection: &mut ClientConnection, mut wire: &[u8]) -> Result<(), HandshakeError> {
     while !wire.is_empty() {
-        connection.read_tls(&mut wire).map_err(|_| HandshakeError::Tls {
-            error: rustls::Error::PeerSentOversizedRecord,
-            verdict: None,
-            server_accepted: false,
-        })?;
+        connection
+            .read_tls(&mut wire)
+            .map_err(|_| HandshakeError::Tls {
+                error: rustls::Error::PeerSentOversizedRecord,
+                verdict: None,
+                server_accepted: false,
+            })?;
         if let Err(error) = connection.process_new_packets() {
             return Err(HandshakeError::Tls {
                 error,

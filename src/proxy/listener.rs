@@ -57,11 +57,19 @@ impl Bound {
         match listen {
             Listen::Tcp(address) => {
                 let socket = tcp(*address).map_err(failed)?;
-                Ok(Self { listen: listen.clone(), socket, file: None })
+                Ok(Self {
+                    listen: listen.clone(),
+                    socket,
+                    file: None,
+                })
             }
             Listen::Unix { path, mode } => {
                 let (socket, file) = unix(path, *mode).map_err(failed)?;
-                Ok(Self { listen: listen.clone(), socket, file: Some(file) })
+                Ok(Self {
+                    listen: listen.clone(),
+                    socket,
+                    file: Some(file),
+                })
             }
         }
     }
@@ -161,15 +169,26 @@ impl Listening {
         shutdown: Shutdown,
         stop: CancellationToken,
     ) -> io::Result<()> {
-        let Self(Bound { listen: _, socket, file }) = self;
-        let mut desk = Desk { routes, resolver, shutdown, slots: Arc::default() };
+        let Self(Bound {
+            listen: _,
+            socket,
+            file,
+        }) = self;
+        let mut desk = Desk {
+            routes,
+            resolver,
+            shutdown,
+            slots: Arc::default(),
+        };
         if file.is_some() {
-            desk.serve(&UnixListener::from_std(socket.into())?, &stop).await;
+            desk.serve(&UnixListener::from_std(socket.into())?, &stop)
+                .await;
         } else {
             if let Some(idle) = desk.routes.borrow().keepalive {
                 socket.set_tcp_keepalive(&keepalive_after(idle))?;
             }
-            desk.serve(&TcpListener::from_std(socket.into())?, &stop).await;
+            desk.serve(&TcpListener::from_std(socket.into())?, &stop)
+                .await;
         }
         Ok(())
     }
@@ -197,7 +216,11 @@ impl Accept for UnixListener {
     async fn accept(&self) -> io::Result<(UnixStream, CallerAddress)> {
         let (stream, _) = Self::accept(self).await?;
         let peer = stream.peer_cred()?;
-        let address = CallerAddress::Unix { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() };
+        let address = CallerAddress::Unix {
+            uid: peer.uid(),
+            gid: peer.gid(),
+            pid: peer.pid(),
+        };
         Ok((stream, address))
     }
 }
@@ -286,8 +309,12 @@ impl Desk {
             stream.reset_on_close();
             drop(stream);
             let detail = format!("{address} is not in allow_callers");
-            let failure =
-                Failure::new(Phase::Accept, Side::Caller, Reason::CallerNotAllowed, detail);
+            let failure = Failure::new(
+                Phase::Accept,
+                Side::Caller,
+                Reason::CallerNotAllowed,
+                detail,
+            );
             route.metrics.ended(Err(&failure), clock::unix_seconds());
             warn!(service = %route.service, caller = %address, phase = "accept", side = "caller",
                 reason = %failure.why.reason, detail = failure.why.detail,
@@ -304,8 +331,11 @@ impl Desk {
     }
 
     fn accept_failed(&self, error: &io::Error, pause: Duration) {
-        let reason =
-            if out_of_descriptors(error) { Reason::TooManyFiles } else { Reason::LocalResource };
+        let reason = if out_of_descriptors(error) {
+            Reason::TooManyFiles
+        } else {
+            Reason::LocalResource
+        };
         let failure = Failure::new(Phase::Accept, Side::Local, reason, error.to_string());
         let route = self.routes.borrow();
         route.metrics.ended(Err(&failure), clock::unix_seconds());
@@ -384,12 +414,19 @@ mod tests {
     fn callers_are_admitted_by_network_or_by_the_ids_that_the_kernel_vouches_for() {
         let networks = Callers::Networks(vec!["10.0.0.0/8".parse().unwrap()]);
         let tcp = |ip: &str| CallerAddress::Tcp(SocketAddr::new(ip.parse().unwrap(), 1));
-        let unix = |uid, gid| CallerAddress::Unix { uid, gid, pid: None };
+        let unix = |uid, gid| CallerAddress::Unix {
+            uid,
+            gid,
+            pid: None,
+        };
         assert!(admits(&networks, &tcp("10.1.2.3")));
         assert!(admits(&networks, &tcp("::ffff:10.1.2.3")));
         assert!(!admits(&networks, &tcp("11.1.2.3")));
         assert!(!admits(&networks, &unix(0, 0)));
-        let peers = Callers::Peers { uids: vec![1000], gids: vec![20] };
+        let peers = Callers::Peers {
+            uids: vec![1000],
+            gids: vec![20],
+        };
         assert!(admits(&peers, &unix(1000, 1)));
         assert!(admits(&peers, &unix(1, 20)));
         assert!(!admits(&peers, &unix(0, 0)));
@@ -399,7 +436,10 @@ mod tests {
 
     #[test]
     fn a_bound_listener_refuses_callers_until_it_listens() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let bound = Bound::bind(&Listen::Tcp(free)).unwrap();
         let refused = std::net::TcpStream::connect(free).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
@@ -419,8 +459,10 @@ mod tests {
     #[test]
     fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
-        let listen =
-            Listen::Unix { path: directory.path().join("s"), mode: Some(0o600) };
+        let listen = Listen::Unix {
+            path: directory.path().join("s"),
+            mode: Some(0o600),
+        };
         let path = directory.path().join("s");
         let dead = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(dead);

@@ -42,8 +42,13 @@ pub(super) fn connect_failed((address, error): (SocketAddr, io::Error)) -> Failu
 
 /// This process (EMFILE) or the machine (ENFILE) has no file descriptor left.
 pub(super) fn out_of_descriptors(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
-    matches!(errno, Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE))
+    let errno = error
+        .raw_os_error()
+        .map(rustix::io::Errno::from_raw_os_error);
+    matches!(
+        errno,
+        Some(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE)
+    )
 }
 
 /// A handshake failed.
@@ -52,9 +57,8 @@ pub(super) fn handshake_failed(
     server_name: &ServerName<'_>,
     identity: &Presented,
 ) -> Failure {
-    let upstream = |reason, detail: String| {
-        Failure::new(Phase::Handshake, Side::Upstream, reason, detail)
-    };
+    let upstream =
+        |reason, detail: String| Failure::new(Phase::Handshake, Side::Upstream, reason, detail);
     match error {
         HandshakeError::Io(error) => upstream(
             Reason::Reset,
@@ -64,18 +68,25 @@ pub(super) fn handshake_failed(
             Reason::Truncated,
             "the server closed the connection during the handshake without saying why".into(),
         ),
-        HandshakeError::NotTls(said) => {
-            upstream(Reason::NotTls, format!("the server said {:?}", String::from_utf8_lossy(&said)))
-        }
+        HandshakeError::NotTls(said) => upstream(
+            Reason::NotTls,
+            format!("the server said {:?}", String::from_utf8_lossy(&said)),
+        ),
         HandshakeError::NoAlpn => upstream(
             Reason::NoSharedAlpn,
             "the server chose none of the protocols offered in alpn".into(),
         ),
-        HandshakeError::Tls { error, verdict, server_accepted } => {
-            tls_failed(Phase::Handshake, &error, verdict, server_accepted, identity).unwrap_or_else(
-                || upstream(Reason::ProtocolError, format!("{error} (server name {server_name:?})")),
-            )
-        }
+        HandshakeError::Tls {
+            error,
+            verdict,
+            server_accepted,
+        } => tls_failed(Phase::Handshake, &error, verdict, server_accepted, identity)
+            .unwrap_or_else(|| {
+                upstream(
+                    Reason::ProtocolError,
+                    format!("{error} (server name {server_name:?})"),
+                )
+            }),
     }
 }
 
@@ -83,16 +94,23 @@ pub(super) fn handshake_failed(
 pub(super) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Presented) -> Failure {
     let relay = |side, reason, detail: String| Failure::new(Phase::Relay, side, reason, detail);
     match broken {
-        Break::Caller(error) => {
-            relay(Side::Caller, Reason::Reset, format!("the caller broke the connection: {error}"))
-        }
-        Break::Upstream(error) => {
-            relay(Side::Upstream, Reason::Reset, format!("the upstream broke the connection: {error}"))
-        }
+        Break::Caller(error) => relay(
+            Side::Caller,
+            Reason::Reset,
+            format!("the caller broke the connection: {error}"),
+        ),
+        Break::Upstream(error) => relay(
+            Side::Upstream,
+            Reason::Reset,
+            format!("the upstream broke the connection: {error}"),
+        ),
         Break::Truncated => relay(
             Side::Upstream,
             Reason::Truncated,
-            format!("the upstream ended without close_notify after {} bytes", transfer.down),
+            format!(
+                "the upstream ended without close_notify after {} bytes",
+                transfer.down
+            ),
         ),
         // A TLS 1.3 server judges our certificate after the handshake is over for us. Until it
         // has sent data of its own, its alert is part of the handshake.
@@ -100,16 +118,29 @@ pub(super) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Present
             let late = matches!(error, TlsError::AlertReceived(_)) && !transfer.answered;
             let phase = if late { Phase::Handshake } else { Phase::Relay };
             tls_failed(phase, &error, None, true, identity).unwrap_or_else(|| {
-                Failure::new(phase, Side::Upstream, Reason::ProtocolError, error.to_string())
+                Failure::new(
+                    phase,
+                    Side::Upstream,
+                    Reason::ProtocolError,
+                    error.to_string(),
+                )
             })
         }
-        Break::Idle => relay(Side::Local, Reason::IdleTimeout, "no byte either way".into()),
-        Break::MaxLifetime => {
-            relay(Side::Local, Reason::MaxLifetime, "the connection has lived long enough".into())
-        }
-        Break::CloseTimeout => {
-            relay(Side::Local, Reason::CloseTimeout, "one way ended and the other did not".into())
-        }
+        Break::Idle => relay(
+            Side::Local,
+            Reason::IdleTimeout,
+            "no byte either way".into(),
+        ),
+        Break::MaxLifetime => relay(
+            Side::Local,
+            Reason::MaxLifetime,
+            "the connection has lived long enough".into(),
+        ),
+        Break::CloseTimeout => relay(
+            Side::Local,
+            Reason::CloseTimeout,
+            "one way ended and the other did not".into(),
+        ),
     }
 }
 
@@ -126,7 +157,8 @@ fn tls_failed(
         TlsError::AlertReceived(alert) => {
             let (side, reason) = alert_reason(*alert, server_accepted, identity);
             let name = alert_name(*alert);
-            let mut failure = Failure::new(phase, side, reason, alert_detail(&name, reason, identity));
+            let mut failure =
+                Failure::new(phase, side, reason, alert_detail(&name, reason, identity));
             failure.alert = Some(name);
             return Some(failure);
         }
@@ -140,12 +172,14 @@ fn tls_failed(
         TlsError::PeerIncompatible(incompatible) => {
             Explained::new(Reason::NoSharedCipher, format!("{incompatible:?}"))
         }
-        TlsError::NoApplicationProtocol => {
-            Explained::new(Reason::NoSharedAlpn, "the server speaks none of the protocols in alpn")
-        }
-        TlsError::NoCertificatesPresented => {
-            Explained::new(Reason::BadCertificate, "the server presented no certificate")
-        }
+        TlsError::NoApplicationProtocol => Explained::new(
+            Reason::NoSharedAlpn,
+            "the server speaks none of the protocols in alpn",
+        ),
+        TlsError::NoCertificatesPresented => Explained::new(
+            Reason::BadCertificate,
+            "the server presented no certificate",
+        ),
         TlsError::InvalidMessage(_)
         | TlsError::PeerMisbehaved(_)
         | TlsError::DecryptError
@@ -155,10 +189,20 @@ fn tls_failed(
         // Everything else is about our own use of rustls, or of this machine's clock and random
         // source: rustls' list is open, so the wildcard cannot be avoided.
         other => {
-            return Some(Failure::new(phase, Side::Local, Reason::Internal, other.to_string()));
+            return Some(Failure::new(
+                phase,
+                Side::Local,
+                Reason::Internal,
+                other.to_string(),
+            ));
         }
     };
-    Some(Failure { phase, side: Side::Upstream, why, alert: None })
+    Some(Failure {
+        phase,
+        side: Side::Upstream,
+        why,
+        alert: None,
+    })
 }
 
 /// What an alert says, given what we had presented when it came.
@@ -170,7 +214,9 @@ fn alert_reason(
     use AlertDescription as A;
     let presented = matches!(identity, Presented::Certificate { .. });
     let reason = match alert {
-        A::CertificateRequired | A::NoCertificate if !presented => Reason::ClientCertificateRequired,
+        A::CertificateRequired | A::NoCertificate if !presented => {
+            Reason::ClientCertificateRequired
+        }
         A::BadCertificate
         | A::UnsupportedCertificate
         | A::CertificateRevoked
@@ -281,7 +327,10 @@ mod tests {
     use super::*;
 
     fn certificate() -> Presented {
-        Presented::Certificate { fingerprint: "ab".repeat(32).into(), generation: 1 }
+        Presented::Certificate {
+            fingerprint: "ab".repeat(32).into(),
+            generation: 1,
+        }
     }
 
     #[test]
@@ -292,23 +341,51 @@ mod tests {
         assert_eq!(failure.phase, Phase::Handshake);
         assert_eq!(failure.why.reason, Reason::ClientCertificateRejected);
         assert_eq!(failure.alert.as_deref(), Some("unknown_ca"));
-        assert!(failure.why.detail.contains("rejected our certificate"), "{failure}");
+        assert!(
+            failure.why.detail.contains("rejected our certificate"),
+            "{failure}"
+        );
 
-        let answered = Transfer { answered: true, ..silent };
-        assert_eq!(relay_broke(alert(), &answered, &certificate()).phase, Phase::Relay);
+        let answered = Transfer {
+            answered: true,
+            ..silent
+        };
+        assert_eq!(
+            relay_broke(alert(), &answered, &certificate()).phase,
+            Phase::Relay
+        );
     }
 
     #[test]
     fn a_missing_certificate_is_told_from_a_rejected_one() {
         use AlertDescription as A;
-        let reason = |alert, accepted, identity: &Presented| alert_reason(alert, accepted, identity).1;
+        let reason =
+            |alert, accepted, identity: &Presented| alert_reason(alert, accepted, identity).1;
         let nothing = Presented::Nothing;
-        assert_eq!(reason(A::CertificateRequired, true, &nothing), Reason::ClientCertificateRequired);
-        assert_eq!(reason(A::HandshakeFailure, true, &nothing), Reason::ClientCertificateRequired);
-        assert_eq!(reason(A::HandshakeFailure, false, &nothing), Reason::NoSharedCipher);
-        assert_eq!(reason(A::BadCertificate, true, &certificate()), Reason::ClientCertificateRejected);
-        assert_eq!(reason(A::HandshakeFailure, false, &certificate()), Reason::NoSharedCipher);
-        assert_eq!(reason(A::InternalError, true, &certificate()), Reason::Alert);
+        assert_eq!(
+            reason(A::CertificateRequired, true, &nothing),
+            Reason::ClientCertificateRequired
+        );
+        assert_eq!(
+            reason(A::HandshakeFailure, true, &nothing),
+            Reason::ClientCertificateRequired
+        );
+        assert_eq!(
+            reason(A::HandshakeFailure, false, &nothing),
+            Reason::NoSharedCipher
+        );
+        assert_eq!(
+            reason(A::BadCertificate, true, &certificate()),
+            Reason::ClientCertificateRejected
+        );
+        assert_eq!(
+            reason(A::HandshakeFailure, false, &certificate()),
+            Reason::NoSharedCipher
+        );
+        assert_eq!(
+            reason(A::InternalError, true, &certificate()),
+            Reason::Alert
+        );
     }
 
     #[test]

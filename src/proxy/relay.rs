@@ -120,7 +120,12 @@ where
     U: AsyncRead + AsyncWrite + Unpin,
     S: Session,
 {
-    pub(crate) fn new(caller: &'io mut C, upstream: &'io mut U, session: S, limits: Limits) -> Self {
+    pub(crate) fn new(
+        caller: &'io mut C,
+        upstream: &'io mut U,
+        session: S,
+        limits: Limits,
+    ) -> Self {
         Self {
             caller,
             upstream,
@@ -158,16 +163,18 @@ where
         let before = self.transfer;
         let mut rounds = 0;
         loop {
-            let (down, up) = scratch::borrow(|scratch| {
-                (self.step_down(cx, scratch), self.step_up(cx, scratch))
-            });
+            let (down, up) =
+                scratch::borrow(|scratch| (self.step_down(cx, scratch), self.step_up(cx, scratch)));
             let (down, up) = match (down, up) {
                 (Ok(down), Ok(up)) => (down, up),
                 // What the upstream said explains more than what the caller did about it.
                 (Err(error), _) | (_, Err(error)) => return Poll::Ready(Err(error)),
             };
             // An upstream that refuses more after it has said that it is done breaks nothing.
-            if matches!((&self.down, &self.up), (Down::Done, Up::Done | Up::Refused(_))) {
+            if matches!(
+                (&self.down, &self.up),
+                (Down::Done, Up::Done | Up::Refused(_))
+            ) {
                 return Poll::Ready(Ok(()));
             }
             if matches!((down, up), (Step::Blocked, Step::Blocked)) {
@@ -185,7 +192,8 @@ where
             caller_unread: !matches!(self.up, Up::Open) || self.session.wants_write(),
         };
         let caller = &*self.caller;
-        self.timer.poll(cx, now, &self.limits, || caller.is_broken())
+        self.timer
+            .poll(cx, now, &self.limits, || caller.is_broken())
     }
 
     fn step_down(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Step, Break> {
@@ -322,7 +330,10 @@ where
             return Poll::Ready(Ok(()));
         }
         while self.session.wants_write() {
-            let mut sink = Sink { io: &mut *self.upstream, cx };
+            let mut sink = Sink {
+                io: &mut *self.upstream,
+                cx,
+            };
             match self.session.write(&mut sink) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Ok(_) => {}
@@ -419,8 +430,12 @@ impl Timer {
             (true, Some(_)) | (false, None) => {}
         }
         loop {
-            let Some(at) = self.next(limits) else { return Poll::Pending };
-            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+            let Some(at) = self.next(limits) else {
+                return Poll::Pending;
+            };
+            let sleep = self
+                .sleep
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
             // Only a nearer moment moves the timer at once; a later one is set when the old one
             // has come, so that activity costs no timer operation.
             if sleep.deadline() > at {
@@ -437,7 +452,8 @@ impl Timer {
                 }
                 self.look_at_caller = Some(Instant::now() + LOOK_AT_CALLER);
             }
-            if let (Some(sleep), Some(at)) = (&mut self.sleep, self.next(limits)) {
+            let next = self.next(limits);
+            if let (Some(sleep), Some(at)) = (&mut self.sleep, next) {
                 sleep.as_mut().reset(at);
             }
         }
@@ -445,14 +461,22 @@ impl Timer {
 
     fn limits(&self, limits: &Limits) -> [Option<(Instant, Break)>; 3] {
         [
-            limits.idle.zip(self.last_moved).map(|(idle, moved)| (moved + idle, Break::Idle)),
+            limits
+                .idle
+                .zip(self.last_moved)
+                .map(|(idle, moved)| (moved + idle, Break::Idle)),
             limits.end.map(|end| (end, Break::MaxLifetime)),
-            self.closing_since.map(|since| (since + limits.close, Break::CloseTimeout)),
+            self.closing_since
+                .map(|since| (since + limits.close, Break::CloseTimeout)),
         ]
     }
 
     fn reached(&self, limits: &Limits, now: Instant) -> Option<Break> {
-        self.limits(limits).into_iter().flatten().find(|(at, _)| *at <= now).map(|(_, end)| end)
+        self.limits(limits)
+            .into_iter()
+            .flatten()
+            .find(|(at, _)| *at <= now)
+            .map(|(_, end)| end)
     }
 
     fn next(&self, limits: &Limits) -> Option<Instant> {

@@ -75,7 +75,10 @@ impl Resolver {
                     let answer = ask(name.clone());
                     self.look_ups.spawn(async move {
                         let answer = answer.await;
-                        let known = Name::Known { at: Instant::now(), answer: answer.clone() };
+                        let known = Name::Known {
+                            at: Instant::now(),
+                            answer: answer.clone(),
+                        };
                         let mut names = this.names.lock().unwrap_or_else(PoisonError::into_inner);
                         names.insert(name, known);
                         tell.send_replace(Some(answer));
@@ -120,11 +123,22 @@ async fn system_addresses(name: Box<str>) -> Answer {
 /// keeps their message alone.
 fn classify(name: &str, error: &io::Error) -> ResolveError {
     let text = error.to_string();
-    let not_found = ["not known", "No address associated", "nodename nor servname"]
-        .iter()
-        .any(|phrase| text.contains(phrase));
-    let detail = format!("{name}: {}", text.trim_start_matches("failed to lookup address information: "));
-    if not_found { ResolveError::NotFound(detail) } else { ResolveError::Failed(detail) }
+    let not_found = [
+        "not known",
+        "No address associated",
+        "nodename nor servname",
+    ]
+    .iter()
+    .any(|phrase| text.contains(phrase));
+    let detail = format!(
+        "{name}: {}",
+        text.trim_start_matches("failed to lookup address information: ")
+    );
+    if not_found {
+        ResolveError::NotFound(detail)
+    } else {
+        ResolveError::Failed(detail)
+    }
 }
 
 #[cfg(test)]
@@ -156,14 +170,39 @@ mod tests {
     async fn an_answer_serves_for_two_seconds_and_a_failure_for_half_a_second() {
         let resolver = Arc::new(Resolver::default());
         let failure = || Err(ResolveError::NotFound("db".into()));
-        assert!(resolver.look_up_with("db", |_| async move { failure() }).await.is_err());
-        assert!(resolver.look_up_with("db", |_| async { one_address() }).await.is_err());
+        assert!(
+            resolver
+                .look_up_with("db", |_| async move { failure() })
+                .await
+                .is_err()
+        );
+        assert!(
+            resolver
+                .look_up_with("db", |_| async { one_address() })
+                .await
+                .is_err()
+        );
         tokio::time::advance(FRESH_FAILURE).await;
-        assert!(resolver.look_up_with("db", |_| async { one_address() }).await.is_ok());
+        assert!(
+            resolver
+                .look_up_with("db", |_| async { one_address() })
+                .await
+                .is_ok()
+        );
         tokio::time::advance(FRESH - Duration::from_millis(1)).await;
-        assert!(resolver.look_up_with("db", |_| async move { failure() }).await.is_ok());
+        assert!(
+            resolver
+                .look_up_with("db", |_| async move { failure() })
+                .await
+                .is_ok()
+        );
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(resolver.look_up_with("db", |_| async move { failure() }).await.is_err());
+        assert!(
+            resolver
+                .look_up_with("db", |_| async move { failure() })
+                .await
+                .is_err()
+        );
     }
 
     #[tokio::test]

@@ -48,7 +48,10 @@ impl Buffered {
     pub(crate) fn new(mut connection: Box<ClientConnection>) -> Self {
         // The relay bounds what is queued: it does not read the caller while records wait.
         connection.set_buffer_limit(None);
-        Self { connection, peer_closed: false }
+        Self {
+            connection,
+            peer_closed: false,
+        }
     }
 
     fn drain_plaintext(&mut self, plain: &mut [u8]) -> usize {
@@ -99,7 +102,11 @@ impl Session for Buffered {
 
     fn seal(&mut self, plain: &[u8]) {
         let taken = io::Write::write(&mut self.connection.writer(), plain);
-        debug_assert_eq!(taken.ok(), Some(plain.len()), "no limit is set, so all is taken");
+        debug_assert_eq!(
+            taken.ok(),
+            Some(plain.len()),
+            "no limit is set, so all is taken"
+        );
     }
 
     fn close(&mut self) {
