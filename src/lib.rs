@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "skeleton")]
 
 pub mod config;
+mod demo;
 pub mod failure;
 mod material;
 mod metrics;
