@@ -8,6 +8,7 @@ pub(crate) mod journal;
 pub(crate) mod net;
 pub(crate) mod pki;
 pub(crate) mod proxy;
+pub(crate) mod scene;
 pub(crate) mod servers;
 pub(crate) mod upstream;
 
@@ -39,13 +40,10 @@ pub(crate) fn within<T>(
 
 /// Looks again and again until `look` gives a value.
 #[track_caller]
-pub(crate) fn until<T, F>(
+pub(crate) fn until<T>(
     what: impl Into<String>,
-    mut look: impl FnMut() -> F,
-) -> impl Future<Output = T>
-where
-    F: Future<Output = Option<T>>,
-{
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> impl Future<Output = T> {
     within(what, async move {
         loop {
             if let Some(value) = look().await {

@@ -63,7 +63,7 @@ impl Server {
     /// Waits until the server's own words contain `text`.
     #[track_caller]
     pub(crate) fn says(&self, text: &str) -> impl Future<Output = ()> {
-        until(format!("the server to say {text:?}"), move || async move {
+        until(format!("the server to say {text:?}"), async move || {
             self.output().contains(text).then_some(())
         })
     }

@@ -44,6 +44,8 @@ pub(crate) enum Behaviour {
     Cut(Vec<u8>),
     /// Sends and resets.
     Break(Vec<u8>),
+    /// Sends without end, and meanwhile listens for a line ([`Event::Heard`]).
+    Flood,
     /// Finishes the handshake and then neither reads nor writes.
     Hold,
     /// Takes the TCP connection and never answers the ClientHello.
@@ -59,6 +61,8 @@ pub(crate) enum Event {
     Accepted { number: usize },
     /// TLS stands.
     Handshaken(Peer),
+    /// A line came ([`Behaviour::Flood`]).
+    Heard { number: usize, line: String },
     /// The server refused, or the other side did.
     HandshakeFailed { number: usize, error: String },
     /// The connection's other side has ended.
@@ -437,7 +441,15 @@ async fn connection(mut socket: TcpStream, number: usize, shared: Arc<Shared>) {
     let peer = peer(&stream, number, at);
     shared.journal.push(Event::Handshaken(peer.clone()));
     let mut received = 0;
-    let how = match behave(&mut stream, behaviour, &peer, &mut received).await {
+    let how = match behave(
+        &mut stream,
+        behaviour,
+        &peer,
+        &mut received,
+        &shared.journal,
+    )
+    .await
+    {
         Ok(Next::End) => {
             let _ = stream.shutdown().await;
             drain(&mut stream, &mut received).await
@@ -470,6 +482,7 @@ async fn behave(
     behaviour: Behaviour,
     peer: &Peer,
     received: &mut u64,
+    journal: &Journal<Event>,
 ) -> io::Result<Next> {
     match behaviour {
         Behaviour::Echo => echo(stream, received, false).await?,
@@ -513,6 +526,7 @@ async fn behave(
             send(stream, &bytes).await?;
             return Ok(Next::Break);
         }
+        Behaviour::Flood => flood(stream, peer.number, journal).await?,
         Behaviour::Hold => {
             // Until the proxy has gone; the payload stays unread in the socket.
             stream.get_ref().0.ready(tokio::io::Interest::ERROR).await?;
@@ -544,6 +558,33 @@ async fn echo(
             session.refresh_traffic_keys().map_err(io::Error::other)?;
         }
         send(stream, &buffer[..count]).await?;
+    }
+}
+
+async fn flood(
+    stream: &mut TlsStream<TcpStream>,
+    number: usize,
+    journal: &Journal<Event>,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let zeros = vec![0; 64 * 1024];
+    let sending = async {
+        loop {
+            writer.write_all(&zeros).await?;
+        }
+    };
+    let listening = async {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            line.push(reader.read_u8().await?);
+        }
+        let line = String::from_utf8_lossy(&line).into_owned();
+        journal.push(Event::Heard { number, line });
+        std::future::pending().await
+    };
+    tokio::select! {
+        result = sending => result,
+        result = listening => result,
     }
 }
 
