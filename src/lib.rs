@@ -4,6 +4,7 @@
 mod admin;
 mod clock;
 pub mod config;
+mod demo;
 pub mod failure;
 mod material;
 mod metrics;

@@ -1,0 +1,87 @@
+//! How the process ends.
+
+use rustix::process::Signal;
+
+use crate::support::net::{Caller, Ending};
+use crate::support::scene::{NAME, Scene};
+use crate::support::until;
+use crate::support::upstream::Behaviour;
+
+/// A scene whose process may take `shutdown_timeout` to drain.
+async fn scene_with(shutdown_timeout: &str) -> Scene {
+    let mut scene = Scene::new(Behaviour::Identify).await;
+    let timeout = format!("shutdown_timeout = \"{shutdown_timeout}\"");
+    scene.config = scene.config.top(&timeout);
+    scene.proxy.adopt(&scene.config).await;
+    scene
+}
+
+async fn refuses_new_callers(scene: &Scene) {
+    until("the listener to be closed", async || {
+        match Caller::try_connect(scene.service.address()).await {
+            Err(_) => Some(()),
+            // Taken in by the kernel before the listener closed.
+            Ok(_) => None,
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_connections_sigterm_and_sigint_end_the_process_with_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut scene = Scene::new(Behaviour::Identify).await;
+        scene.proxy.signal(signal);
+        assert_eq!(scene.proxy.exit().await.code(), Some(0), "{signal:?}");
+    }
+}
+
+#[tokio::test]
+async fn open_connections_go_on_until_they_end_and_then_the_exit_code_is_0() {
+    let mut scene = scene_with("30s").await;
+    let (mut caller, _) = scene.introduce().await;
+    scene.proxy.signal(Signal::TERM);
+    refuses_new_callers(&scene).await;
+    caller.echo(b"still here").await;
+    caller.finish_sending().await;
+    assert_eq!(caller.ending().await, Ending::Fin);
+    assert_eq!(scene.proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn past_the_deadline_connections_are_reset_and_the_exit_code_is_3() {
+    let mut scene = scene_with("200ms").await;
+    let (mut caller, _) = scene.introduce().await;
+    scene.proxy.signal(Signal::TERM);
+    assert_eq!(caller.ending().await, Ending::Reset);
+    assert_eq!(scene.proxy.exit().await.code(), Some(3));
+    let line = scene.proxy.failure_logged(NAME, "shutdown").await;
+    assert!(
+        line.text("hint")
+            .is_some_and(|hint| hint.contains("shutdown_timeout"))
+    );
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_open_connections_at_once() {
+    let mut scene = scene_with("5m").await;
+    let (mut caller, _) = scene.introduce().await;
+    scene.proxy.signal(Signal::TERM);
+    refuses_new_callers(&scene).await;
+    scene.proxy.signal(Signal::TERM);
+    assert_eq!(caller.ending().await, Ending::Reset);
+    assert_eq!(scene.proxy.exit().await.code(), Some(3));
+}
+
+#[tokio::test]
+async fn while_draining_the_process_is_alive_but_not_ready() {
+    let scene = scene_with("5m").await;
+    let (_caller, _) = scene.introduce().await;
+    scene.proxy.signal(Signal::TERM);
+    until("readiness to be taken back", async || {
+        (scene.proxy.get("/readyz").await.code == 503).then_some(())
+    })
+    .await;
+    assert_eq!(scene.proxy.get("/livez").await.code, 200);
+    assert_eq!(scene.proxy.status().await["state"], "stopping");
+}

@@ -1,0 +1,18 @@
+//! The built program against real sockets, real servers and a programmable upstream: one binary,
+//! a module per behaviour. Each test's name is a claim of the contract with users.
+//!
+//! Needed beside Rust, on Debian: `nginx-core openssl redis-server redis-tools nghttp2-server
+//! iproute2 util-linux`. A missing program fails the test that needs it.
+//!
+//! `TLSWARD_TEST_BULK_GIB` scales the bulk transfers (default 1).
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "tests play the operator: they write and read files, start tasks and programs, and fail by panicking"
+)]
+
+mod drain;
+mod half_close;
+mod limits;
+mod mtls;
+mod support;
