@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
 use crate::config::{Config, Listen, OnRotation, Service, ServiceName};
-use crate::failure::Explained;
+use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
 use crate::route::{Presented, Route};
 use crate::tls::client_config::client_config;
@@ -135,6 +135,22 @@ impl State {
         changed
     }
 
+    /// The route in force at an address.
+    pub(crate) fn route_at(&self, listen: &Listen) -> Option<Arc<Route>> {
+        self.routes.get(listen).map(|entry| Arc::clone(&entry.route))
+    }
+
+    /// The route of a service as it is configured.
+    ///
+    /// # Errors
+    /// What the service waits for.
+    pub(crate) fn route_of(&self, service: &Service) -> Result<Arc<Route>, Explained> {
+        match self.readiness(service) {
+            Readiness::Ready => self.route_at(&address(service)).ok_or_else(not_built),
+            Readiness::Waiting { why, .. } => Err(why),
+        }
+    }
+
     /// Whether a service serves as configured, and what it waits for if not.
     pub(crate) fn readiness(&self, service: &Service) -> Readiness {
         let entry = self.routes.get(&address(service));
@@ -144,9 +160,7 @@ impl State {
         let why = self
             .missing(service)
             .or_else(|| self.tls(service, None).err())
-            .unwrap_or_else(|| {
-                Explained::new(crate::failure::Reason::Internal, "a route is due and was not built")
-            });
+            .unwrap_or_else(not_built);
         Readiness::Waiting { why, serving: entry.is_some() }
     }
 
@@ -157,9 +171,7 @@ impl State {
         let of_identity = identity.filter(|it| it.current().is_none()).map(|it| it.refused());
         let of_trust = trust.filter(|it| it.current().is_none()).map(|it| it.refused());
         let why = of_identity.or(of_trust)?;
-        Some(why.cloned().unwrap_or_else(|| {
-            Explained::new(crate::failure::Reason::Internal, "not read yet")
-        }))
+        Some(why.cloned().unwrap_or_else(|| Explained::new(Reason::Internal, "not read yet")))
     }
 
     fn basis(&self, service: &Service) -> Option<Basis> {
@@ -241,6 +253,10 @@ impl Basis {
             || self.service.identity != other.service.identity
             || self.service.trust != other.service.trust
     }
+}
+
+fn not_built() -> Explained {
+    Explained::new(Reason::Internal, "a route is due and was not built")
 }
 
 /// The listener's address without what may change about it (a unix socket's mode).

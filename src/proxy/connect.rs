@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustls::ClientConnection;
+use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -27,6 +28,8 @@ pub(crate) struct Connected {
     pub(crate) stream: TcpStream,
     pub(crate) session: Box<ClientConnection>,
     pub(crate) endpoint: SocketAddr,
+    /// The name that was verified.
+    pub(crate) server_name: ServerName<'static>,
 }
 
 /// How far a dial has come, readable by whoever gives it up.

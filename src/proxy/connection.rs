@@ -66,21 +66,19 @@ struct SessionFacts {
 /// Serves one caller: dials, relays until both ways have ended, tells the caller by FIN or RST
 /// how it ended, and writes the line in the log. `abort` ends it at once.
 pub(crate) async fn run<C: Caller>(
-    mut caller: C,
+    caller: C,
     address: CallerAddress,
     route: Arc<Route>,
     resolver: Arc<Resolver>,
     abort: CancellationToken,
 ) {
     let accepted = Instant::now();
+    let mut caller = ResetUnlessClean { stream: caller, clean: false };
     // The handshake's state is many times the relay's: it lives in a box of its own and is gone
     // before the relay begins.
-    let dialled = Box::pin(dial(&caller, &route, &resolver, &abort)).await;
+    let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
     let (result, transfer, facts) = match dialled {
-        Err(failure) => {
-            caller.reset_on_close();
-            (Err(failure), Transfer::default(), None)
-        }
+        Err(failure) => (Err(failure), Transfer::default(), None),
         Ok(Connected {
             stream,
             session,
@@ -97,7 +95,8 @@ pub(crate) async fn run<C: Caller>(
             };
             let session = Buffered::new(session);
             let (result, transfer) =
-                relay(&mut caller, stream, session, &route, accepted, &abort).await;
+                relay(&mut caller.stream, stream, session, &route, accepted, &abort).await;
+            caller.clean = result.is_ok();
             (result, transfer, Some(facts))
         }
     };
@@ -110,6 +109,21 @@ pub(crate) async fn run<C: Caller>(
         facts.as_ref(),
         result.as_ref().err(),
     );
+}
+
+/// A caller's stream that closes with a reset unless its end was proven clean: a panic on the way
+/// must not look like a complete answer.
+struct ResetUnlessClean<C: Caller> {
+    stream: C,
+    clean: bool,
+}
+
+impl<C: Caller> Drop for ResetUnlessClean<C> {
+    fn drop(&mut self) {
+        if !self.clean {
+            self.stream.reset_on_close();
+        }
+    }
 }
 
 async fn dial<C: Caller>(
@@ -190,7 +204,6 @@ async fn relay<C: Caller>(
             () = acknowledged(caller, route.timeouts.close) => {}
         }
     }
-    caller.reset_on_close();
     let failure = match ended {
         Ended::Broken(broken) => outcome::relay_broke(broken, &transfer, &route.identity),
         Ended::Stopped => stopped(Phase::Relay),

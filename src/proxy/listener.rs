@@ -6,12 +6,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
@@ -323,9 +325,15 @@ impl Desk {
         }
         let resolver = Arc::clone(&self.resolver);
         let abort = self.shutdown.abort().clone();
+        let metrics = Arc::clone(&route.metrics);
         let serving = connection::run(stream, address, route, resolver, abort);
         self.shutdown.connections().spawn(async move {
-            serving.await;
+            // One connection's bug ends one connection, and is counted. The panic hook has said
+            // where it was.
+            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+                let bug = Failure::new(Phase::Relay, Side::Local, Reason::Internal, "panic");
+                metrics.ended(Err(&bug), clock::unix_seconds());
+            }
             drop((open, slot));
         });
     }
