@@ -125,9 +125,14 @@ async fn a_stop_waits_for_the_reload_under_way() {
     let ReloadRequest { reply } = reloads.recv().await.unwrap();
     shutdown.cancel();
     // The listener closes at once; the connection that waits stays.
-    while TcpStream::connect(address).await.is_ok() {
-        tokio::task::yield_now().await;
-    }
+    let closed = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), closed)
+        .await
+        .unwrap();
     assert!(serving.try_join_next().is_none());
     reply.send(applied()).unwrap();
     let outcome = asking.join_next().await.unwrap().unwrap().unwrap();
@@ -228,7 +233,11 @@ async fn a_client_that_does_not_read_loses_its_place() {
         .write_all(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await
         .unwrap();
-    serving.join_next().await.unwrap().unwrap();
+    tokio::time::timeout(STALL_TIMEOUT * 2, serving.join_next())
+        .await
+        .expect("the server gives up")
+        .unwrap()
+        .unwrap();
     assert_eq!(begin.elapsed().as_secs(), STALL_TIMEOUT.as_secs());
 }
 
