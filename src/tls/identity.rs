@@ -299,7 +299,7 @@ fn key_kind(key: &PrivateKeyDer<'_>) -> Option<String> {
                     let curve = algorithm.get(1)?.as_oid().ok()?.to_id_string();
                     Some(format!("an ECDSA key, {}", summary::curve_name(&curve)))
                 }
-                other => Some(format!("a key {}", summary::algorithm_name(other))),
+                other => Some(format!("a key of kind {}", summary::algorithm_name(other))),
             }
         }
         _ => None,

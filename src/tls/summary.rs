@@ -335,7 +335,8 @@ pub(super) fn algorithm_name(oid: &str) -> String {
         "2.16.840.1.101.3.4.3.17" => "ML-DSA-44".to_owned(),
         "2.16.840.1.101.3.4.3.18" => "ML-DSA-65".to_owned(),
         "2.16.840.1.101.3.4.3.19" => "ML-DSA-87".to_owned(),
-        other => format!("of algorithm {other}"),
+        "1.2.840.113549.1.1.10" => "RSA-PSS".to_owned(),
+        other => format!("algorithm {other}"),
     }
 }
 
