@@ -224,3 +224,6 @@ impl Signer for CannotSign {
         SignatureScheme::Unknown(0)
     }
 }
+
+#[cfg(test)]
+mod tests;

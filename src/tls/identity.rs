@@ -299,7 +299,7 @@ fn key_kind(key: &PrivateKeyDer<'_>) -> Option<String> {
                     let curve = algorithm.get(1)?.as_oid().ok()?.to_id_string();
                     Some(format!("an ECDSA key, {}", summary::curve_name(&curve)))
                 }
-                other => Some(format!("a key {}", summary::algorithm_name(other))),
+                other => Some(format!("a key of kind {}", summary::algorithm_name(other))),
             }
         }
         _ => None,
@@ -320,4 +320,255 @@ fn rsa_kind(der: &[u8]) -> Option<String> {
 fn sequence(der: &[u8]) -> Option<Vec<DerObject<'_>>> {
     let (_, object) = parse_der(der).ok()?;
     object.as_sequence().ok().cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose};
+
+    use super::*;
+    use crate::tls::test_pki::{
+        Ca, DAY, Leaf, NOW, client_params, date, der, now, pair, pem, provider, version_1,
+    };
+
+    fn parse(material: &IdentityMaterial) -> Result<Identity, Explained> {
+        Identity::parse(material, now(), &provider())
+    }
+
+    #[track_caller]
+    fn assert_refused(material: &IdentityMaterial, reason: Reason, parts: &[&str]) {
+        let why = parse(material).expect_err("should have been refused");
+        assert_eq!(why.reason, reason, "{why}");
+        for part in parts {
+            assert!(why.detail.contains(part), "{part:?} is not in {why}");
+        }
+    }
+
+    /// The third field of PrivateKeyInfo: the key in its traditional encoding.
+    fn traditional(leaf: &Leaf) -> Vec<u8> {
+        let pkcs8 = leaf.key.serialize_der();
+        sequence(&pkcs8).unwrap()[2].as_slice().unwrap().to_vec()
+    }
+
+    #[test]
+    fn every_kind_and_encoding_of_key_makes_an_identity() {
+        let ca = Ca::new("root");
+        for (algorithm, label, kind) in [
+            (
+                &rcgen::PKCS_ECDSA_P256_SHA256,
+                Some("EC PRIVATE KEY"),
+                "ECDSA P-256",
+            ),
+            (
+                &rcgen::PKCS_ECDSA_P384_SHA384,
+                Some("EC PRIVATE KEY"),
+                "ECDSA P-384",
+            ),
+            (
+                &rcgen::PKCS_ECDSA_P521_SHA512,
+                Some("EC PRIVATE KEY"),
+                "ECDSA P-521",
+            ),
+            (&rcgen::PKCS_RSA_SHA256, Some("RSA PRIVATE KEY"), "RSA 2048"),
+            (&rcgen::PKCS_ED25519, None, "Ed25519"),
+        ] {
+            let leaf = ca.client_of(algorithm);
+            let mut keys = vec![leaf.key_pem()];
+            keys.extend(label.map(|label| pem(label, &traditional(&leaf))));
+            for key in keys {
+                let identity = parse(&pair(&leaf.pem(), &key)).unwrap();
+                assert_eq!(identity.leaf().key, kind);
+                assert_eq!(identity.warnings, [""; 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn an_ed25519_key_without_its_public_half_makes_an_identity() {
+        // As OpenSSL writes them: PKCS#8 version 1 (RFC 5958), the seed alone.
+        let leaf = Ca::new("root").client_of(&rcgen::PKCS_ED25519);
+        let oid = der(0x30, &[0x06, 3, 0x2b, 0x65, 0x70]);
+        let key = der(
+            0x30,
+            &[der(2, &[0]), oid, der(4, &traditional(&leaf))].concat(),
+        );
+        parse(&pair(&leaf.pem(), &pem("PRIVATE KEY", &key))).unwrap();
+    }
+
+    #[test]
+    fn the_chain_is_summed_up_leaf_first() {
+        let root = Ca::new("root");
+        let between = root.intermediate("between");
+        let identity = parse(&between.client().material(&[&between])).unwrap();
+        let subjects: Vec<_> = identity.chain.iter().map(|c| c.subject.as_str()).collect();
+        assert_eq!(subjects, ["CN=client", "CN=between"]);
+        assert_eq!(identity.key.cert.len(), 2);
+        assert_eq!(
+            identity.leaf().spiffe_id(),
+            Some("spiffe://test/ns/apps/sa/client")
+        );
+        assert_eq!(identity.leaf().days_left(now()), 365);
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_key_mismatch_with_both_keys() {
+        let ca = Ca::new("root");
+        let (one, two) = (ca.client(), ca.client());
+        let pin = |leaf: &Leaf| CertificateSummary::of(&leaf.der).unwrap().pin;
+        assert_refused(
+            &pair(&one.pem(), &two.key_pem()),
+            Reason::KeyMismatch,
+            &["tls.crt", "tls.key", &pin(&one), &pin(&two)],
+        );
+    }
+
+    #[test]
+    fn a_chain_in_another_order_is_refused_with_the_fix() {
+        let ca = Ca::new("root");
+        let leaf = ca.client();
+        assert_refused(
+            &pair(&(ca.pem() + &leaf.pem()), &leaf.key_pem()),
+            Reason::KeyMismatch,
+            &[
+                "the key fits certificate 2",
+                "CN=client",
+                "reorder the file",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_validity_window_of_the_leaf_is_held_to_on_both_sides() {
+        let ca = Ca::new("root");
+        let expired = ca.client_with(|params| params.not_after = date(NOW - 1));
+        assert_refused(
+            &expired.material(&[]),
+            Reason::Expired,
+            &[
+                "tls.crt",
+                "CN=client",
+                "2029-12-31 23:59:59 UTC",
+                "2030-01-01",
+            ],
+        );
+        let early = ca.client_with(|params| params.not_before = date(NOW + 1));
+        assert_refused(
+            &early.material(&[]),
+            Reason::NotYetValid,
+            &["is not valid before 2030-01-01 00:00:01 UTC"],
+        );
+        let last_second = ca.client_with(|params| params.not_after = date(NOW));
+        parse(&last_second.material(&[])).unwrap();
+    }
+
+    #[test]
+    fn an_extended_key_usage_must_allow_clients() {
+        let ca = Ca::new("root");
+        let with = |usages: Vec<ExtendedKeyUsagePurpose>| {
+            ca.client_with(|params| params.extended_key_usages = usages)
+                .material(&[])
+        };
+        assert_refused(
+            &with(vec![ExtendedKeyUsagePurpose::ServerAuth]),
+            Reason::WrongUsage,
+            &["does not include clientAuth", "public CAs"],
+        );
+        assert_refused(
+            &with(vec![ExtendedKeyUsagePurpose::EmailProtection]),
+            Reason::WrongUsage,
+            &["does not include clientAuth"],
+        );
+        for usages in [
+            vec![],
+            vec![ExtendedKeyUsagePurpose::Any],
+            vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+        ] {
+            parse(&with(usages)).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_odd_but_not_wrong_is_warned_of() {
+        let root = Ca::new("root");
+        let old = root.intermediate_with("old", |params| params.not_after = date(NOW - DAY));
+        let stray = root.intermediate("stray");
+        let as_ca = old.client_with(|params| {
+            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        });
+        let identity = parse(&as_ca.material(&[&old, &stray])).unwrap();
+        let warnings = identity.warnings.join("\n");
+        for words in [
+            "is a CA certificate",
+            "without digitalSignature",
+            "the intermediate CN=old",
+            "certificate 3 (CN=stray) is not the issuer",
+        ] {
+            assert!(warnings.contains(words), "{words:?} is not in {warnings}");
+        }
+        assert_eq!(identity.warnings.len(), 4, "{warnings}");
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_are_named_by_their_kind() {
+        let cert = Ca::new("root").client().pem();
+        let pkcs8 = |oid: &[u8], parameters: Vec<u8>, key: &[u8]| {
+            let algorithm = der(0x30, &[der(6, oid), parameters].concat());
+            let info = [der(2, &[0]), algorithm, der(4, key)].concat();
+            pem("PRIVATE KEY", &der(0x30, &info))
+        };
+        // Only the size is real: the key is refused for it before anything else is looked at.
+        let rsa_1024 = [&[0][..], &[0xff; 128]].concat();
+        let rsa_1024 = der(0x30, &[der(2, &[0]), der(2, &rsa_1024)].concat());
+        let rsa = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
+        let ec = [0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+        let secp256k1 = der(6, &[0x2b, 0x81, 4, 0, 10]);
+        let sec1 = [der(2, &[1]), der(4, &[7; 32]), der(0xa0, &secp256k1)].concat();
+        for (key, words) in [
+            (pem("RSA PRIVATE KEY", &rsa_1024), "RSA key of 1024 bits"),
+            (pkcs8(&rsa, der(5, &[]), &rsa_1024), "RSA key of 1024 bits"),
+            (pkcs8(&ec, secp256k1, &[7; 32]), "ECDSA key, secp256k1"),
+            (
+                pem("EC PRIVATE KEY", &der(0x30, &sec1)),
+                "ECDSA key, secp256k1",
+            ),
+            (pkcs8(&[0x2b, 0x65, 0x71], vec![], &[7; 57]), "Ed448"),
+            (
+                pem("PRIVATE KEY", b"nonsense"),
+                "of an unknown kind, or damaged",
+            ),
+        ] {
+            assert_refused(&pair(&cert, &key), Reason::BadKey, &["tls.key", words]);
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_none_is_bad_certificate() {
+        let key = KeyPair::generate().unwrap().serialize_pem();
+        assert_refused(
+            &pair(&pem("CERTIFICATE", b"nonsense"), &key),
+            Reason::BadCertificate,
+            &["tls.crt: certificate 1", "not an X.509 certificate"],
+        );
+    }
+
+    #[test]
+    fn a_version_1_certificate_is_for_the_server_to_judge() {
+        parse(&version_1().material(&[])).unwrap();
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let ca = Ca::new("root");
+        let identity = ca.issue(&client_params(), KeyPair::generate().unwrap());
+        let shown = format!("{:?} {:?}", identity.identity(), identity.material(&[]));
+        assert!(shown.contains("CN=client"));
+        assert!(
+            !shown.contains("PRIVATE KEY") && !shown.contains("SigningKey"),
+            "{shown}"
+        );
+    }
 }

@@ -130,3 +130,92 @@ fn split_uri(uri: &str) -> (&str, Option<&str>) {
 fn is_plain_segment(segment: &str) -> bool {
     !matches!(segment, "" | "." | "..") && !segment.contains(['?', '#'])
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_dns_star_stands_for_exactly_one_label() {
+        for (pattern, name, expected) in [
+            ("billing.internal", "billing.internal", true),
+            ("billing.internal", "BILLING.Internal.", true),
+            ("billing.internal", "xbilling.internal", false),
+            ("*.internal", "billing.internal", true),
+            ("*.internal", "a.billing.internal", false),
+            ("*.internal", "internal", false),
+            ("*.internal", ".internal", false),
+            ("*.internal", "*.internal", true),
+            // A wildcard in the certificate is no wildcard here.
+            ("billing.internal", "*.internal", false),
+        ] {
+            assert_eq!(dns_matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_uri_star_stands_for_one_segment_and_a_last_double_star_for_the_rest() {
+        for (pattern, uri, expected) in [
+            ("spiffe://td/ns/a", "spiffe://td/ns/a", true),
+            ("spiffe://td/ns/a", "SPIFFE://TD/ns/a", true),
+            ("spiffe://td/ns/a", "spiffe://td/ns/A", false),
+            ("spiffe://td/ns/a", "spiffe://td/ns/a/", false),
+            ("spiffe://td/ns/*/sa/b", "spiffe://td/ns/x/sa/b", true),
+            ("spiffe://td/ns/*/sa/b", "spiffe://td/ns/x/y/sa/b", false),
+            ("spiffe://td/ns/*/sa/b", "spiffe://td/ns//sa/b", false),
+            ("spiffe://td/ns/*/sa/b", "spiffe://td/ns/../sa/b", false),
+            ("spiffe://td/ns/*/sa/b", "spiffe://evil/ns/x/sa/b", false),
+            ("spiffe://td/*", "spiffe://td/x?y", false),
+            ("spiffe://td/*", "spiffe://td/x#y", false),
+            ("spiffe://td/**", "spiffe://td/x", true),
+            ("spiffe://td/**", "spiffe://td/x/y/z", true),
+            ("spiffe://td/**", "spiffe://td/", false),
+            ("spiffe://td/**", "spiffe://td", false),
+            ("spiffe://td/**", "spiffe://td/x/..", false),
+            ("spiffe://td/**/x", "spiffe://td/a/x", false),
+            // The host is no segment.
+            ("spiffe://*/x", "spiffe://td/x", false),
+            ("spiffe://td", "spiffe://td", true),
+            ("spiffe://td", "spiffe://td.evil", false),
+            ("urn:a:b", "urn:a:b", true),
+            ("urn:a:b", "urn:A:b", false),
+        ] {
+            assert_eq!(uri_matches(pattern, uri), expected, "{pattern} {uri}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_without_stars_matches_itself_and_no_other(
+            one in "[a-z]{1,5}(\\.[a-z]{1,5}){0,3}", two in "[a-z]{1,5}(\\.[a-z]{1,5}){0,3}",
+        ) {
+            prop_assert!(dns_matches(&one, &one.to_uppercase()));
+            prop_assert_eq!(dns_matches(&one, &two), one == two);
+        }
+
+        #[test]
+        fn replacing_a_segment_by_a_star_still_matches(
+            segments in proptest::collection::vec("[A-Za-z0-9]{1,4}", 1..6), at in any::<proptest::sample::Index>(),
+        ) {
+            let uri = format!("spiffe://td/{}", segments.join("/"));
+            let mut pattern = segments.clone();
+            let at = at.index(segments.len());
+            pattern[at] = "*".to_owned();
+            let starred = format!("spiffe://td/{}", pattern.join("/"));
+            prop_assert!(uri_matches(&starred, &uri));
+            pattern.truncate(at);
+            pattern.push("**".to_owned());
+            let double_starred = format!("spiffe://td/{}", pattern.join("/"));
+            prop_assert!(uri_matches(&double_starred, &uri));
+        }
+
+        #[test]
+        fn no_uri_and_no_pattern_make_it_panic(pattern in ".{0,30}", uri in ".{0,30}") {
+            let _ = uri_matches(&pattern, &uri);
+            let _ = uri_matches(&format!("spiffe://{pattern}"), &format!("spiffe://{uri}"));
+            let _ = dns_matches(&pattern, &uri);
+        }
+    }
+}

@@ -76,7 +76,7 @@ pub(super) fn chain_and_key(material: &IdentityMaterial) -> Result<ChainAndKey, 
     }
 }
 
-/// The certificates of a CA file, or `None` where the file is not PEM at all, with the reason.
+/// The certificates of a CA file, or, where the file is not PEM or holds none, why.
 ///
 /// # Errors
 /// [`Reason::BadPem`] where the file is PEM but damaged: half a list of CAs must not pass for a
@@ -90,7 +90,7 @@ pub(super) fn ca_certificates(
     let blocks = Blocks::read(part)?;
     if blocks.certificates.is_empty() {
         let fix = "ca takes CERTIFICATE blocks";
-        return Ok(Err(blocks.lacks(part, "certificate", fix).detail));
+        return Ok(Err(blocks.lacks_in_words("certificate", fix)));
     }
     Ok(Ok(blocks.certificates))
 }
@@ -144,7 +144,7 @@ impl Blocks {
             .strip_prefix(b"\xef\xbb\xbf")
             .unwrap_or(&part.bytes);
         if !contains(bytes, BEGIN) {
-            return Err(bad_pem_reason(part, not_pem(part)));
+            return Err(bad_pem(part, &not_pem(part)));
         }
         let scan = scan(bytes).map_err(|problem| bad_pem(part, &problem))?;
         let mut blocks = Self {
@@ -219,17 +219,12 @@ impl Blocks {
     }
 
     fn lacks(&self, part: &Part, wanted: &str, fix: &str) -> Explained {
-        bad_pem(
-            part,
-            &format!(
-                "no {wanted} found, but {}; {fix}",
-                if self.kinds.is_empty() {
-                    "nothing else either".to_owned()
-                } else {
-                    self.kinds.join(", ")
-                }
-            ),
-        )
+        bad_pem(part, &self.lacks_in_words(wanted, fix))
+    }
+
+    fn lacks_in_words(&self, wanted: &str, fix: &str) -> String {
+        // Never empty: a file without any block is not read.
+        format!("no {wanted} found, but {}; {fix}", self.kinds.join(", "))
     }
 }
 
@@ -375,10 +370,6 @@ fn not_pem(part: &Part) -> String {
 const PKCS12_DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07];
 
 fn bad_pem(part: &Part, problem: &str) -> Explained {
-    bad_pem_reason(part, problem.to_owned())
-}
-
-fn bad_pem_reason(part: &Part, problem: String) -> Explained {
     Explained::new(Reason::BadPem, format!("{}: {problem}", part.place))
 }
 
@@ -387,3 +378,6 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
         .windows(needle.len())
         .any(|window| window == needle)
 }
+
+#[cfg(test)]
+mod tests;

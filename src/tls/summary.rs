@@ -335,6 +335,99 @@ pub(super) fn algorithm_name(oid: &str) -> String {
         "2.16.840.1.101.3.4.3.17" => "ML-DSA-44".to_owned(),
         "2.16.840.1.101.3.4.3.18" => "ML-DSA-65".to_owned(),
         "2.16.840.1.101.3.4.3.19" => "ML-DSA-87".to_owned(),
-        other => format!("of algorithm {other}"),
+        "1.2.840.113549.1.1.10" => "RSA-PSS".to_owned(),
+        other => format!("algorithm {other}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{DnType, SanType};
+
+    use super::*;
+    use crate::tls::test_pki::{Ca, DAY, NOW, now, unix, uri};
+
+    fn summary(change: impl FnOnce(&mut rcgen::CertificateParams)) -> CertificateSummary {
+        CertificateSummary::of(&Ca::new("root").server_with(change).der).unwrap()
+    }
+
+    #[test]
+    fn names_stand_with_their_kind() {
+        let summary = summary(|params| {
+            params.subject_alt_names = vec![
+                SanType::DnsName("*.billing".try_into().unwrap()),
+                SanType::IpAddress("10.0.0.1".parse().unwrap()),
+                SanType::IpAddress("2001:db8::1".parse().unwrap()),
+                uri("spiffe://td/ns/a"),
+                SanType::Rfc822Name("ops@example.com".try_into().unwrap()),
+            ];
+        });
+        assert_eq!(
+            summary.names,
+            [
+                "DNS:*.billing",
+                "IP:10.0.0.1",
+                "IP:2001:db8::1",
+                "URI:spiffe://td/ns/a",
+                "email:ops@example.com",
+            ]
+        );
+        assert_eq!(summary.spiffe_id(), Some("spiffe://td/ns/a"));
+        assert_eq!(summary.issuer, "CN=root");
+    }
+
+    #[test]
+    fn a_subject_reads_as_rfc_4514_and_cannot_forge_a_log_line() {
+        let summary = summary(|params| {
+            let name = &mut params.distinguished_name;
+            *name = rcgen::DistinguishedName::new();
+            name.push(DnType::OrganizationName, "Example, Inc.");
+            name.push(DnType::CustomDnType(vec![1, 2, 3]), "x");
+            name.push(DnType::CommonName, "# a\nb\u{202e}c ");
+        });
+        assert_eq!(
+            summary.subject,
+            "CN=\\# a\\0ab\\e2\\80\\aec\\ ,1.2.3=x,O=Example\\, Inc."
+        );
+    }
+
+    #[test]
+    fn serial_fingerprint_and_pin_are_those_that_openssl_shows() {
+        let leaf = Ca::new("root").server_with(|params| {
+            params.serial_number = Some(rcgen::SerialNumber::from_slice(&[0x0a, 0xff]));
+        });
+        let summary = CertificateSummary::of(&leaf.der).unwrap();
+        assert_eq!(summary.serial, "0a:ff");
+        assert_eq!(summary.fingerprint.len(), 64);
+        assert_eq!(summary.fingerprint, hex(sha256(&leaf.der).as_ref(), ""));
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&leaf.key);
+        assert_eq!(
+            summary.pin,
+            format!("sha256/{}", BASE64.encode(sha256(&spki)))
+        );
+    }
+
+    #[test]
+    fn days_left_are_whole_days_and_negative_after_the_end() {
+        let summary = summary(|_| {});
+        assert_eq!(summary.days_left(now()), 365);
+        assert_eq!(summary.days_left(unix(NOW + 365 * DAY + 1)), -1);
+        assert_eq!(summary.days_left(unix(NOW + 365 * DAY)), 0);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_an_error() {
+        let der = Ca::new("root").der().to_vec();
+        assert!(CertificateSummary::of(b"").is_err());
+        assert!(CertificateSummary::of(&der[..der.len() - 1]).is_err());
+        let longer = [&der[..], b"x"].concat();
+        let why = CertificateSummary::of(&longer).unwrap_err();
+        assert_eq!(why, "1 bytes follow the end of the certificate");
+    }
+
+    #[test]
+    fn a_moment_is_written_in_utc() {
+        assert_eq!(utc(NOW), "2030-01-01 00:00:00 UTC");
+        assert_eq!(utc(i64::MAX), format!("{} s after 1970", i64::MAX));
     }
 }

@@ -164,3 +164,107 @@ impl fmt::Debug for Tickets {
         f.debug_struct("Tickets").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use rustls::ClientConfig;
+    use rustls::client::Resumption;
+
+    use super::*;
+    use crate::config::{TlsPolicy, TlsVersion};
+    use crate::tls::test_pki::{Ca, client, handshake, policy, server, trust};
+
+    /// A store with a clock that stands still until it is told.
+    fn store() -> (Arc<Tickets>, Arc<AtomicU64>) {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let (start, told) = (Instant::now(), Arc::clone(&seconds));
+        let now = move || start + Duration::from_secs(told.load(Ordering::Relaxed));
+        (Arc::new(Tickets::with_clock(now)), seconds)
+    }
+
+    /// Fills the store as a server that sends `tickets` after one handshake does.
+    fn fill(store: &Arc<Tickets>, policy: &TlsPolicy, name: &str, tickets: usize) {
+        let ca = Ca::new("root");
+        let mut config = ClientConfig::clone(&client(policy, None, &trust(&[&ca])));
+        config.resumption = Resumption::store(Arc::clone(store) as Arc<dyn ClientSessionStore>);
+        let leaf = ca.server_with(|params| {
+            let name = name.to_owned().try_into().unwrap();
+            params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
+        });
+        let mut server = server(&leaf, &[]);
+        server.send_tls13_tickets = tickets;
+        handshake(&Arc::new(config), server, name).unwrap();
+    }
+
+    fn name(name: &str) -> ServerName<'static> {
+        ServerName::try_from(name.to_owned()).unwrap()
+    }
+
+    fn count(store: &Tickets, server: &str) -> usize {
+        std::iter::from_fn(|| store.take_tls13_ticket(&name(server))).count()
+    }
+
+    #[test]
+    fn sixty_four_tickets_of_a_name_are_kept_and_each_is_given_once() {
+        let (store, _) = store();
+        fill(&store, &policy(), "one", 70);
+        fill(&store, &policy(), "two", 3);
+        assert_eq!(count(&store, "two"), 3);
+        assert_eq!(count(&store, "one"), 64);
+        assert_eq!(count(&store, "one"), 0);
+    }
+
+    #[test]
+    fn the_newest_ticket_is_given_first() {
+        let (store, seconds) = store();
+        fill(&store, &policy(), "one", 1);
+        seconds.store(3_000, Ordering::Relaxed);
+        fill(&store, &policy(), "one", 1);
+        // By now the first is too old and the second is not.
+        seconds.store(4_000, Ordering::Relaxed);
+        assert!(store.take_tls13_ticket(&name("one")).is_some());
+        assert!(store.take_tls13_ticket(&name("one")).is_none());
+    }
+
+    #[test]
+    fn sessions_older_than_an_hour_are_not_resumed() {
+        for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
+            let policy = TlsPolicy {
+                min_version: version,
+                max_version: version,
+                ..policy()
+            };
+            let given = |store: &Tickets| {
+                store.take_tls13_ticket(&name("one")).is_some()
+                    || store.tls12_session(&name("one")).is_some()
+            };
+            let (store, seconds) = store();
+            fill(&store, &policy, "one", 2);
+            seconds.store(3_600, Ordering::Relaxed);
+            assert!(given(&store));
+            seconds.store(3_601, Ordering::Relaxed);
+            assert!(!given(&store));
+        }
+    }
+
+    #[test]
+    fn the_name_that_was_added_first_goes_when_there_are_too_many() {
+        let (store, _) = store();
+        for number in 0..=NAMES {
+            store.set_kx_hint(name(&format!("host{number}")), NamedGroup::X25519);
+        }
+        assert_eq!(store.kx_hint(&name("host0")), None);
+        assert_eq!(store.kx_hint(&name("host1")), Some(NamedGroup::X25519));
+        assert_eq!(store.servers().len(), NAMES);
+    }
+
+    #[test]
+    fn debug_shows_no_session() {
+        let (store, _) = store();
+        fill(&store, &policy(), "one", 2);
+        assert_eq!(format!("{store:?}"), "Tickets { .. }");
+    }
+}

@@ -101,10 +101,7 @@ impl Trust {
             let certificates = match pem::ca_certificates(part)? {
                 Ok(certificates) => certificates,
                 Err(why) => {
-                    self.left_out.push(match why.starts_with(&part.place) {
-                        true => why,
-                        false => format!("{}: {why}", part.place),
-                    });
+                    self.left_out.push(format!("{}: {why}", part.place));
                     continue;
                 }
             };
@@ -289,4 +286,213 @@ fn revocation_list(
         revoked: parsed.iter_revoked_certificates().count(),
     };
     Ok((summary, CertRevocationList::Owned(list)))
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CustomExtension, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose};
+
+    use super::*;
+    use crate::tls::test_pki::{Ca, DAY, NOW, date, now, pem, version_1};
+
+    fn parse(ca: &[(&str, Vec<u8>)], crl: Option<&[(&str, Vec<u8>)]>) -> Result<Trust, Explained> {
+        let parts = |files: &[(&str, Vec<u8>)]| {
+            let files = files.iter();
+            files
+                .map(|(place, bytes)| Part::new(*place, bytes.clone()))
+                .collect()
+        };
+        let material = TrustMaterial {
+            ca: parts(ca),
+            crl: crl.map(parts),
+        };
+        Trust::parse(&material, now())
+    }
+
+    #[track_caller]
+    fn assert_refused(result: Result<Trust, Explained>, reason: Reason, parts: &[&str]) {
+        let why = result.expect_err("should have been refused");
+        assert_eq!(why.reason, reason, "{why}");
+        for part in parts {
+            assert!(why.detail.contains(part), "{part:?} is not in {why}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_and_a_directory_give_all_their_cas_and_each_once() {
+        let (one, two) = (Ca::new("one"), Ca::new("two"));
+        let trust = parse(
+            &[
+                ("a.crt", (one.pem() + &two.pem()).into()),
+                ("b.crt", one.pem().into()),
+            ],
+            None,
+        )
+        .unwrap();
+        let subjects: Vec<_> = trust.anchors.iter().map(|a| a.subject.as_str()).collect();
+        assert_eq!(subjects, ["CN=one", "CN=two"]);
+        assert_eq!(trust.roots.len(), 2);
+        assert_eq!(trust.left_out, [""; 0]);
+        assert_eq!(trust.crls, []);
+    }
+
+    #[test]
+    fn what_can_be_no_anchor_is_left_out_and_named_with_the_reason() {
+        let good = Ca::new("good");
+        let with = |change: &dyn Fn(&mut rcgen::CertificateParams)| Ca::with("bad", change).pem();
+        let critical = |params: &mut rcgen::CertificateParams| {
+            let mut extension = CustomExtension::from_oid_content(&[1, 2, 3, 4], vec![5, 0]);
+            extension.set_criticality(true);
+            params.custom_extensions.push(extension);
+        };
+        let issued = good.server().pem();
+        for (bad, words) in [
+            (
+                with(&|p| p.not_after = date(NOW - 1)),
+                "expired on 2029-12-31",
+            ),
+            (
+                with(&|p| p.not_before = date(NOW + DAY)),
+                "not valid before 2030-01-02",
+            ),
+            (
+                with(&|p| p.is_ca = IsCa::NoCa),
+                "self-signed server certificate is no CA",
+            ),
+            (
+                with(&|p| p.is_ca = IsCa::ExplicitNoCa),
+                "does not say CA:TRUE",
+            ),
+            (with(&critical), "critical extension 1.2.3.4"),
+            (
+                with(&|p| p.key_usages = vec![KeyUsagePurpose::CrlSign]),
+                "keyCertSign",
+            ),
+            (
+                with(&|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]),
+                "extendedKeyUsage",
+            ),
+            (version_1().pem(), "version 1"),
+            (issued, "put its issuer into ca instead"),
+            (pem("CERTIFICATE", b"nonsense"), "not an X.509 certificate"),
+        ] {
+            let trust = parse(&[("ca.crt", (good.pem() + &bad).into())], None).unwrap();
+            assert_eq!(trust.anchors.len(), 1);
+            assert_eq!(trust.anchors[0].subject, "CN=good");
+            let [left_out] = trust.left_out.as_slice() else {
+                panic!("{:?}", trust.left_out);
+            };
+            assert!(
+                left_out.starts_with("ca.crt: certificate 2: "),
+                "{left_out}"
+            );
+            assert!(left_out.contains(words), "{words:?} is not in {left_out}");
+
+            let alone = parse(&[("ca.crt", bad.into())], None);
+            assert_refused(
+                alone,
+                Reason::NoTrustAnchor,
+                &["ca.crt: certificate 1", words],
+            );
+        }
+    }
+
+    #[test]
+    fn files_beside_the_cas_are_left_out_and_named() {
+        let ca = Ca::new("root");
+        let trust = parse(
+            &[
+                ("README", b"hello".to_vec()),
+                ("ca.crt", ca.pem().into()),
+                ("ca.der", ca.der().to_vec()),
+                ("list.pem", pem("X509 CRL", &ca.crl(&[], NOW)).into()),
+            ],
+            None,
+        )
+        .unwrap();
+        assert_eq!(trust.anchors.len(), 1);
+        let left_out = trust.left_out.join("\n");
+        for words in [
+            "README: no PEM block",
+            "ca.der: a DER certificate, not PEM; convert it: openssl x509 -inform der -in ca.der",
+            "list.pem: no certificate found, but X509 CRL",
+        ] {
+            assert!(left_out.contains(words), "{words:?} is not in {left_out}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_is_a_certificate_is_bad_pem() {
+        assert_refused(parse(&[], None), Reason::BadPem, &["no file in ca"]);
+        assert_refused(
+            parse(&[("ca.crt", Vec::new())], None),
+            Reason::BadPem,
+            &["ca.crt: the file is empty"],
+        );
+    }
+
+    #[test]
+    fn half_a_file_of_cas_does_not_pass_for_a_whole_one() {
+        let text = Ca::new("one").pem() + &Ca::new("two").pem();
+        let cut = text[..text.len() - 100].to_owned();
+        assert_refused(
+            parse(&[("ca.crt", cut.into())], None),
+            Reason::BadPem,
+            &["ca.crt", "cut short"],
+        );
+    }
+
+    #[test]
+    fn revocation_lists_are_summed_up_newest_first() {
+        let ca = Ca::new("root");
+        let leaf = ca.server();
+        let trust = parse(
+            &[("ca.crt", ca.pem().into())],
+            Some(&[
+                ("old.crl", ca.crl(&[], NOW - 2 * DAY)),
+                (
+                    "new.pem",
+                    pem("X509 CRL", &ca.crl(&[&leaf.der], NOW - DAY)).into(),
+                ),
+            ]),
+        )
+        .unwrap();
+        let [new, old] = trust.crls.as_slice() else {
+            panic!("{:?}", trust.crls);
+        };
+        assert_eq!(
+            *new,
+            CrlSummary {
+                place: "new.pem".into(),
+                issuer: "CN=root".into(),
+                this_update: NOW - DAY,
+                next_update: Some(NOW + DAY),
+                revoked: 1,
+            }
+        );
+        assert_eq!((old.place.as_str(), old.revoked), ("old.crl", 0));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_an_error_and_so_is_none_at_all() {
+        let ca = Ca::new("root");
+        let cas = [("ca.crt", ca.pem().into())];
+        let good = ("good.crl", ca.crl(&[], NOW - DAY));
+        for (bytes, words) in [
+            (b"nonsense".to_vec(), "bad.crl: no revocation list found"),
+            (
+                pem("X509 CRL", b"nonsense").into(),
+                "bad.crl: revocation list 1",
+            ),
+            (Vec::new(), "bad.crl: no revocation list found"),
+        ] {
+            let result = parse(&cas, Some(&[good.clone(), ("bad.crl", bytes)]));
+            assert_refused(result, Reason::BadPem, &[words]);
+        }
+        assert_refused(
+            parse(&cas, Some(&[])),
+            Reason::BadPem,
+            &["crl is configured"],
+        );
+    }
 }

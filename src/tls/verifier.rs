@@ -21,7 +21,7 @@ use webpki::{
 };
 
 use super::names;
-use super::summary::{self, utc};
+use super::summary;
 use super::trust::Trust;
 use crate::config::{CrlExpired, NamePattern, TlsPolicy, Verify};
 use crate::failure::{Explained, Reason};
@@ -167,9 +167,10 @@ impl Verifier {
             Some(&judge),
         ) {
             Ok(_) => Ok(()),
-            Err(error) => Err(refused_path
-                .take()
-                .unwrap_or_else(|| presented.refusal(error, Some(trust)))),
+            Err(error) => Err(match refused_path.take() {
+                Some(refusal) => *refusal,
+                None => presented.refusal(error, Some(trust)),
+            }),
         }
     }
 
@@ -179,7 +180,7 @@ impl Verifier {
         trust: &Trust,
         path: &VerifiedPath<'_>,
         presented: &Presented<'_>,
-    ) -> Result<(), (webpki::Error, Refusal)> {
+    ) -> Result<(), (webpki::Error, Box<Refusal>)> {
         // webpki knows no validity of anchors, and one may expire while it is in use.
         let anchor = trust
             .roots
@@ -189,7 +190,7 @@ impl Verifier {
         let Some(anchor) = anchor else {
             return Err((
                 webpki::Error::UnknownIssuer,
-                presented.internal("the path ends at an anchor that is not in the trust"),
+                Box::new(presented.internal("the path ends at an anchor that is not in the trust")),
             ));
         };
         if presented.seconds() > anchor.not_after {
@@ -199,13 +200,13 @@ impl Verifier {
                     u64::try_from(anchor.not_after).unwrap_or(0),
                 )),
             };
-            return Err((error, presented.anchor_expired(anchor)));
+            return Err((error, Box::new(presented.anchor_expired(anchor))));
         }
         let between = path.intermediate_certificates().count();
         match self.depth {
             Some(allowed) if between > usize::from(allowed) => Err((
                 webpki::Error::MaximumPathDepthExceeded,
-                presented.too_long(between, allowed, anchor),
+                Box::new(presented.too_long(between, allowed, anchor)),
             )),
             _ => Ok(()),
         }
