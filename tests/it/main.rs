@@ -12,7 +12,10 @@
 )]
 
 mod drain;
+mod failures;
 mod half_close;
 mod limits;
 mod mtls;
+mod reload;
+mod rotation;
 mod support;

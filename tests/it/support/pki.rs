@@ -55,9 +55,14 @@ impl Pki {
         self.root.client(common_name).issue()
     }
 
-    /// Writes the root's certificate as `ca.crt`.
+    /// `ca.crt` with the root's certificate; written at the first call only, since a running
+    /// proxy may be watching it.
     pub(crate) fn ca_file(&self) -> PathBuf {
-        self.write("ca.crt", self.root.pem())
+        let path = self.path("ca.crt");
+        if !path.exists() {
+            self.write("ca.crt", self.root.pem());
+        }
+        path
     }
 
     /// Writes a file below the directory, making folders as needed.
@@ -176,16 +181,30 @@ impl Ca {
 
     /// A revocation list whose `nextUpdate` is this far from now (negative: it has passed).
     pub(crate) fn crl_until(&self, revoked: &[&Issued], next_update: Duration) -> String {
+        let serials = revoked.iter().map(|issued| issued.serial.clone());
+        self.crl_of(serials.collect(), next_update)
+    }
+
+    /// A current list that revokes CAs which this one has vouched for.
+    pub(crate) fn crl_of_cas(&self, revoked: &[&Self]) -> String {
+        let serials = revoked.iter().map(|ca| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(&ca.der).unwrap();
+            parsed.raw_serial().to_vec()
+        });
+        self.crl_of(serials.collect(), Duration::days(1))
+    }
+
+    fn crl_of(&self, serials: Vec<Vec<u8>>, next_update: Duration) -> String {
         let now = OffsetDateTime::now_utc();
         CertificateRevocationListParams {
             this_update: now - Duration::days(2),
             next_update: now + next_update,
             crl_number: SerialNumber::from(u64::from(next_serial())),
             issuing_distribution_point: None,
-            revoked_certs: revoked
-                .iter()
-                .map(|issued| RevokedCertParams {
-                    serial_number: SerialNumber::from(issued.serial.clone()),
+            revoked_certs: serials
+                .into_iter()
+                .map(|serial| RevokedCertParams {
+                    serial_number: SerialNumber::from(serial),
                     revocation_time: now - Duration::days(1),
                     reason_code: None,
                     invalidity_date: None,
@@ -350,6 +369,14 @@ impl Issued {
         PrivateKeyDer::try_from(self.key.serialize_der()).expect("rcgen writes PKCS#8")
     }
 
+    /// With a broken signature: the last byte of the leaf is another.
+    pub(crate) fn forged(mut self) -> Self {
+        let mut der = self.chain[0].to_vec();
+        *der.last_mut().expect("a certificate has bytes") ^= 1;
+        self.chain[0] = der.into();
+        self
+    }
+
     /// Appends certificates that have nothing to do with the chain until it is about `bytes`
     /// long in DER. They cost the reader memory and nothing else: no issuer among them fits.
     pub(crate) fn padded_to(mut self, bytes: usize) -> Self {
@@ -420,4 +447,9 @@ pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     }
     out.push_str(&format!("-----END {label}-----\n"));
     out
+}
+
+/// The directory that a file is in.
+pub(crate) fn path_of(file: &Path) -> &Path {
+    file.parent().expect("a file in a directory")
 }

@@ -374,6 +374,22 @@ impl Proxy {
             .unwrap_or_else(|| panic!("no {field} in the process's status"))
     }
 
+    /// User and system time that the process has used, from /proc/PID/stat.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let file = format!("/proc/{}/stat", self.pid());
+        let text = std::fs::read_to_string(file).expect("the proxy runs");
+        // After the name in parentheses, which may hold anything: fields 3 and on. utime and
+        // stime are 14 and 15 (proc(5)), in hundredths of a second on every Linux.
+        let (_, fields) = text.rsplit_once(')').expect("the name is in parentheses");
+        let ticks: f64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|field| field.parse::<f64>().ok())
+            .sum();
+        ticks / 100.0
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("the proxy runs")
     }
