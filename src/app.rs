@@ -41,9 +41,18 @@ pub(crate) struct RunOptions {
 
 /// Runs until a signal ends it, and says how it ended.
 pub(crate) async fn run(options: RunOptions) -> ExitCode {
-    let RunOptions { config, strict, log_format, environment } = options;
+    let RunOptions {
+        config,
+        strict,
+        log_format,
+        environment,
+    } = options;
     let format = log_format.unwrap_or_else(|| {
-        if std::io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json }
+        if std::io::stderr().is_terminal() {
+            LogFormat::Text
+        } else {
+            LogFormat::Json
+        }
     });
     let log = match telemetry::init(format, "info") {
         Ok(log) => log,
@@ -51,9 +60,8 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     };
     let shutdown = Shutdown::default();
     let (reloads, requests) = mpsc::channel(16);
-    let signals = Stop::listen().and_then(|stop| {
-        Ok((stop, reload_on_hangup(reloads.clone(), &shutdown)?))
-    });
+    let signals =
+        Stop::listen().and_then(|stop| Ok((stop, reload_on_hangup(reloads.clone(), &shutdown)?)));
     let (mut stop, hangups) = match signals {
         Ok(signals) => signals,
         Err(error) => return fail(FAILED_TO_START, &format!("signals: {error}")),
@@ -116,7 +124,11 @@ async fn drain(shutdown: &Shutdown, timeout: Duration, stop: &mut Stop) -> bool 
         signal = stop.next() => signal,
         () = tokio::time::sleep(timeout) => "shutdown_timeout",
     };
-    warn!(because = why, open = connections.len(), "ending the connections that are still open");
+    warn!(
+        because = why,
+        open = connections.len(),
+        "ending the connections that are still open"
+    );
     shutdown.abort().cancel();
     connections.wait().await;
     false

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 
@@ -41,26 +41,43 @@ pub(crate) struct ServiceReport {
 impl Report {
     /// The report on everything in `state` at `now`.
     pub(crate) fn of(state: &State, now: UnixTime) -> Self {
-        let services = state.config.services.values().map(|service| one(state, service, now));
-        Self { services: services.collect() }
+        let services = state
+            .config
+            .services
+            .values()
+            .map(|service| one(state, service, now));
+        Self {
+            services: services.collect(),
+        }
     }
 
     /// Every service could serve.
     pub(crate) fn is_good(&self) -> bool {
-        self.services.iter().all(|service| service.problems.is_empty())
+        self.services
+            .iter()
+            .all(|service| service.problems.is_empty())
     }
 
     /// For people: a table, then problems and warnings.
     pub(crate) fn text(&self) -> String {
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.load_style(presets::NOTHING);
         table.set_header([
-            "SERVICE", "LISTEN", "UPSTREAM", "IDENTITY", "ISSUER", "DAYS LEFT", "SET IN",
+            "SERVICE",
+            "LISTEN",
+            "UPSTREAM",
+            "IDENTITY",
+            "ISSUER",
+            "DAYS LEFT",
+            "SET IN",
         ]);
         for service in &self.services {
             let (identity, issuer) = match (&service.identity, &service.identity_source) {
                 (Some(leaf), _) => {
-                    let name = leaf.names.first().map_or(String::new(), |name| format!(" ({name})"));
+                    let name = leaf
+                        .names
+                        .first()
+                        .map_or(String::new(), |name| format!(" ({name})"));
                     (format!("{}{name}", leaf.subject), leaf.issuer.clone())
                 }
                 (None, None) => ("none (client_auth = false)".to_owned(), "-".to_owned()),
@@ -72,7 +89,9 @@ impl Report {
                 service.upstream.join("\n"),
                 identity,
                 issuer,
-                service.days_left.map_or("-".to_owned(), |days| days.to_string()),
+                service
+                    .days_left
+                    .map_or("-".to_owned(), |days| days.to_string()),
                 service.identity_set_in().to_owned(),
             ]);
         }
@@ -87,7 +106,11 @@ impl Report {
                 );
             }
             for warning in &service.warnings {
-                let _ = write!(text, "\nwarning for services.{}: {warning}\n", service.service);
+                let _ = write!(
+                    text,
+                    "\nwarning for services.{}: {warning}\n",
+                    service.service
+                );
             }
         }
         text
@@ -104,30 +127,61 @@ impl ServiceReport {
 }
 
 fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
-    let identity = service.identity.as_ref().map(|source| state.credentials.identity(source));
-    let trust = service.trust.as_ref().map(|source| state.credentials.trust(source));
-    let good_identity = identity.and_then(|loaded| loaded.current()).map(|good| &good.value);
-    let good_trust = trust.and_then(|loaded| loaded.current()).map(|good| &good.value);
+    let identity = service
+        .identity
+        .as_ref()
+        .map(|source| state.credentials.identity(source));
+    let trust = service
+        .trust
+        .as_ref()
+        .map(|source| state.credentials.trust(source));
+    let good_identity = identity
+        .and_then(|loaded| loaded.current())
+        .map(|good| &good.value);
+    let good_trust = trust
+        .and_then(|loaded| loaded.current())
+        .map(|good| &good.value);
     let refused_identity = identity.and_then(|loaded| loaded.refused());
     let refused_trust = trust.and_then(|loaded| loaded.refused());
-    let mut problems: Vec<Explained> =
-        refused_identity.into_iter().chain(refused_trust).cloned().collect();
+    let mut problems: Vec<Explained> = refused_identity
+        .into_iter()
+        .chain(refused_trust)
+        .cloned()
+        .collect();
     if problems.is_empty() {
         problems.extend(state.route_of(service).err());
     }
     let mut warnings = client_config::warnings(&service.tls);
-    warnings.extend(good_identity.into_iter().flat_map(|identity| identity.warnings.clone()));
-    warnings.extend(good_trust.into_iter().flat_map(|trust| trust.left_out.clone()));
+    warnings.extend(
+        good_identity
+            .into_iter()
+            .flat_map(|identity| identity.warnings.clone()),
+    );
+    warnings.extend(
+        good_trust
+            .into_iter()
+            .flat_map(|trust| trust.left_out.clone()),
+    );
     let leaf = good_identity.map(|identity| identity.leaf());
     ServiceReport {
         service: service.name.to_string(),
         listen: service.listen.to_string(),
         upstream: service.upstream.iter().map(ToString::to_string).collect(),
         identity: leaf.cloned(),
-        identity_source: service.identity.clone().map(SourceKey::Identity).as_ref().map(source_name),
+        identity_source: service
+            .identity
+            .clone()
+            .map(SourceKey::Identity)
+            .as_ref()
+            .map(source_name),
         days_left: leaf.map(|leaf| leaf.days_left(now)),
         anchors: good_trust.map_or(Vec::new(), |trust| trust.anchors.clone()),
-        trust_source: service.trust.clone().map(SourceKey::Trust).as_ref().map(source_name),
+        trust_source: service
+            .trust
+            .clone()
+            .map(SourceKey::Trust)
+            .as_ref()
+            .map(source_name),
         problems,
         warnings,
         values: values(&state.config, service),
@@ -136,12 +190,17 @@ fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
 
 /// Where each value of a service comes from, in words.
 fn values(config: &Config, service: &Service) -> BTreeMap<&'static str, String> {
-    let Some(origins) = config.origins.0.get(&service.name) else { return BTreeMap::new() };
+    let Some(origins) = config.origins.0.get(&service.name) else {
+        return BTreeMap::new();
+    };
     let words = |origin: &Origin| match origin {
         Origin::BuiltIn => "built-in default".to_owned(),
         Origin::Defaults { line } => format!("[defaults], line {line}"),
         Origin::Service { line } => format!("[services.{}], line {line}", service.name),
         Origin::Environment(variable) => (*variable).to_owned(),
     };
-    origins.iter().map(|(key, origin)| (*key, words(origin))).collect()
+    origins
+        .iter()
+        .map(|(key, origin)| (*key, words(origin)))
+        .collect()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rustls::crypto::aws_lc_rs;
@@ -128,9 +129,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIGURATION));
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
-        Err(error) => return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}")),
+        Err(error) => {
+            return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}"));
+        }
     };
     let code = runtime.block_on(carry_out(arguments.command));
     // A look-up that hangs in the system's resolver must not keep the process.
@@ -140,13 +146,21 @@ pub fn main() -> ExitCode {
 
 async fn carry_out(command: Command) -> ExitCode {
     match command {
-        Command::Run { file, strict, log_format } => {
+        Command::Run {
+            file,
+            strict,
+            log_format,
+        } => {
             let log_format = log_format.map(|format| match format {
                 Format::Text => LogFormat::Text,
                 Format::Json => LogFormat::Json,
             });
-            let options =
-                RunOptions { config: file.path(), strict, log_format, environment: environment() };
+            let options = RunOptions {
+                config: file.path(),
+                strict,
+                log_format,
+                environment: environment(),
+            };
             app::run(options).await
         }
         Command::Check { file, json } => match examine(file.path()).await {
@@ -157,14 +171,34 @@ async fn carry_out(command: Command) -> ExitCode {
             }
             Err(refused) => refuse(&refused, json),
         },
-        Command::Probe { service, all: _, file, json } => match examine(file.path()).await {
+        Command::Probe {
+            service,
+            all: _,
+            file,
+            json,
+        } => match examine(file.path()).await {
             Ok(state) => probe(&state, service.as_deref(), json).await,
             Err(refused) => refuse(&refused, json),
         },
         Command::Reload(ask) => reload(ask).await,
         Command::Status(ask) => show_status(ask).await,
-        Command::Demo { keep_running, directory } => {
-            demo::run(DemoOptions { keep_running, directory }).await
+        Command::Demo {
+            keep_running,
+            directory,
+        } => {
+            let now = UNIX_EPOCH + Duration::from_secs(clock::unix_now().as_secs());
+            match demo::run(
+                DemoOptions {
+                    keep_running,
+                    directory,
+                },
+                now,
+            )
+            .await
+            {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(FAILED_TO_START, &error.to_string()),
+            }
         }
         Command::Schema => {
             let schema = crate::config::schema();
@@ -190,10 +224,18 @@ async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {
     let names: Vec<ServiceName> = match service {
         None => state.config.services.keys().cloned().collect(),
         Some(wanted) => {
-            let found = state.config.services.keys().find(|name| name.as_str() == wanted);
+            let found = state
+                .config
+                .services
+                .keys()
+                .find(|name| name.as_str() == wanted);
             let Some(name) = found else {
-                let known: Vec<&str> =
-                    state.config.services.keys().map(ServiceName::as_str).collect();
+                let known: Vec<&str> = state
+                    .config
+                    .services
+                    .keys()
+                    .map(ServiceName::as_str)
+                    .collect();
                 let why = format!("no service {wanted:?}; there are: {}", known.join(", "));
                 return complain(BAD_CONFIGURATION, &why);
             };
@@ -206,7 +248,13 @@ async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {
     }
     let good = reports.iter().all(probe::Report::is_good);
     let now = clock::unix_now();
-    let text = || reports.iter().map(|report| report.text(now)).collect::<Vec<_>>().join("\n");
+    let text = || {
+        reports
+            .iter()
+            .map(|report| report.text(now))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     print(json, &reports, text, if good { 0 } else { FAILED_TO_START })
 }
 
@@ -218,7 +266,11 @@ async fn reload(ask: Ask) -> ExitCode {
     };
     match client.reload().await {
         Ok(outcome) => {
-            let code = if ReloadOutcome::is_good(&outcome) { 0 } else { FAILED_TO_START };
+            let code = if ReloadOutcome::is_good(&outcome) {
+                0
+            } else {
+                FAILED_TO_START
+            };
             print(json, &outcome, || format!("{outcome}\n"), code)
         }
         Err(error) => complain(FAILED_TO_START, &error.to_string()),
@@ -245,7 +297,11 @@ impl ConfigFile {
     fn path(&self) -> PathBuf {
         let path = self.config.clone().unwrap_or_else(|| {
             let here = PathBuf::from("config.toml");
-            if here.exists() { here } else { PathBuf::from("/etc/tlsward/config.toml") }
+            if here.exists() {
+                here
+            } else {
+                PathBuf::from("/etc/tlsward/config.toml")
+            }
         });
         std::path::absolute(&path).unwrap_or(path)
     }
@@ -256,7 +312,8 @@ impl Ask {
     fn client(&self) -> Result<Client, ExitCode> {
         let refuse = |why: String| complain(BAD_CONFIGURATION, &why);
         if let Some(address) = &self.admin {
-            let listen = Listen::parse(address).map_err(|why| refuse(format!("--admin: {why}")))?;
+            let listen =
+                Listen::of_argument(address).map_err(|why| refuse(format!("--admin: {why}")))?;
             return Ok(Client::new(listen, "--admin"));
         }
         let path = self.file.path();
@@ -272,7 +329,10 @@ impl Ask {
             .map_err(|why| refuse(format!("{}: {why}; or name --admin", path.display())))?;
         match listen {
             Some(listen) => Ok(Client::new(listen, &path.display().to_string())),
-            None => Err(refuse(format!("{} says admin.listen = \"off\"", path.display()))),
+            None => Err(refuse(format!(
+                "{} says admin.listen = \"off\"",
+                path.display()
+            ))),
         }
     }
 }
@@ -310,7 +370,10 @@ fn refuse(refused: &Refused, json: bool) -> ExitCode {
         eprintln!("{problem}\n");
     }
     let count = refused.problems.len();
-    eprintln!("{count} mistake{} in the configuration", if count == 1 { "" } else { "s" });
+    eprintln!(
+        "{count} mistake{} in the configuration",
+        if count == 1 { "" } else { "s" }
+    );
     ExitCode::from(BAD_CONFIGURATION)
 }
 

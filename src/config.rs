@@ -5,6 +5,7 @@
 //! the reason and the fix of each. No I/O and no clock here: the text and the environment are
 //! arguments.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -100,6 +101,63 @@ impl Config {
             Some(problems) => Err(problems),
             None => Ok(config),
         }
+    }
+}
+
+impl Config {
+    /// The configuration before the first one: no listener, no service.
+    pub(crate) fn empty() -> Self {
+        Self {
+            admin: Admin {
+                listen: None,
+                public_listen: None,
+            },
+            log: Log {
+                filter: "info".to_owned(),
+                connections: true,
+            },
+            shutdown_timeout: Duration::ZERO,
+            services: BTreeMap::new(),
+            origins: Origins::default(),
+        }
+    }
+
+    /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands
+    /// that ask the running process. `None` is `"off"`.
+    ///
+    /// # Errors
+    /// What is wrong with this one key, in words.
+    pub(crate) fn admin_listen(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Option<Listen>, String> {
+        const DEFAULT: &str = "127.0.0.1:9901";
+        let (root, _) = DeTable::parse_recoverable(text);
+        let written = root
+            .get_ref()
+            .get("admin")
+            .and_then(|admin| admin.get_ref().get("listen"))
+            .and_then(|listen| listen.get_ref().as_str());
+        let written = match environment.get("TLSWARD_ADMIN_LISTEN") {
+            Some(value) => Cow::Borrowed(value.as_str()),
+            None => expand::expand(written.unwrap_or(DEFAULT), environment)
+                .map_err(|wrong| format!("admin.listen: {}", wrong.reason))?,
+        };
+        let base = path.parent().unwrap_or(path);
+        document::admin_listen(&written, base)
+            .map_err(|wrong| format!("admin.listen: {}", wrong.reason))
+    }
+}
+
+impl Listen {
+    /// `HOST:PORT` or `unix:PATH`; a relative path counts from the working directory.
+    ///
+    /// # Errors
+    /// In words.
+    pub(crate) fn of_argument(text: &str) -> Result<Self, String> {
+        let here = std::path::absolute(".").unwrap_or_default();
+        Self::parse(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
     }
 }
 

@@ -40,10 +40,10 @@ mod endpoints;
 mod report;
 mod state;
 
+pub(crate) use credentials::Loaded;
 use credentials::{Credentials, Judged, Verdict};
 use endpoints::Endpoints;
 pub(crate) use report::source_name;
-pub(crate) use credentials::Loaded;
 pub(crate) use state::State;
 use state::{Plan, address};
 
@@ -94,7 +94,11 @@ pub(crate) struct Control {
 enum Listener {
     /// Waits for a route (`None`), or could not listen.
     Bound(Box<Bound>, Option<Explained>),
-    Serving { routes: watch::Sender<Arc<Route>>, stop: CancellationToken, task: JoinHandle<()> },
+    Serving {
+        routes: watch::Sender<Arc<Route>>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    },
 }
 
 /// What is left when control has stopped.
@@ -170,7 +174,10 @@ impl Control {
     /// Services that do not serve as configured, each with the reason.
     pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
         let status = self.status.borrow();
-        let waiting = status.services.iter().filter(|service| service.state != ServiceState::Ready);
+        let waiting = status
+            .services
+            .iter()
+            .filter(|service| service.state != ServiceState::Ready);
         waiting
             .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
             .collect()
@@ -219,7 +226,12 @@ impl Control {
 
     /// What was read again because it changed, or because it was asked for.
     async fn take(&mut self, batch: Batch) {
-        let Batch { trigger, readings, answers, .. } = batch;
+        let Batch {
+            trigger,
+            readings,
+            answers,
+            ..
+        } = batch;
         let config = SourceKey::Config(self.setup.path.clone());
         let new_text = readings.iter().find(|reading| reading.key == config);
         // Credentials first: a new configuration may depend on those that changed with it.
@@ -270,10 +282,18 @@ impl Control {
                     None if changed => ("ok".to_owned(), None),
                     None => ("unchanged".to_owned(), None),
                 };
-                CredentialReload { source: source_name(&key), result, detail }
+                CredentialReload {
+                    source: source_name(&key),
+                    result,
+                    detail,
+                }
             })
             .collect();
-        ReloadOutcome::Applied(ReloadReport { config, credentials, services })
+        ReloadOutcome::Applied(ReloadReport {
+            config,
+            credentials,
+            services,
+        })
     }
 
     fn refusal(&self, key: &SourceKey) -> Option<&Explained> {
@@ -330,7 +350,9 @@ impl Control {
             }
             Err(refused) => {
                 let reason = refused.why.reason;
-                self.setup.metrics.reloaded("config", trigger, reason.as_str(), now);
+                self.setup
+                    .metrics
+                    .reloaded("config", trigger, reason.as_str(), now);
                 if trigger != Trigger::Start {
                     error!(
                         reason = %reason, detail = refused.why.detail, hint = refused.why.hint,
@@ -363,7 +385,10 @@ impl Control {
         let mut failures = Vec::new();
         let mut listeners = Vec::new();
         for listen in &plan.bind {
-            let service = config.services.values().find(|service| address(service) == *listen);
+            let service = config
+                .services
+                .values()
+                .find(|service| address(service) == *listen);
             // The listener's own key, with what the plan leaves out (a unix socket's mode).
             let listen = service.map_or(listen, |service| &service.listen);
             match Bound::bind(listen) {
@@ -382,7 +407,10 @@ impl Control {
             }
         };
         match endpoints {
-            Some(endpoints) if failures.is_empty() => Ok(Prepared { listeners, endpoints }),
+            Some(endpoints) if failures.is_empty() => Ok(Prepared {
+                listeners,
+                endpoints,
+            }),
             Some(_) | None => Err(Refused {
                 why: Explained::new(Reason::BindFailed, failures.join("; ")),
                 problems: failures,
@@ -418,7 +446,8 @@ impl Control {
         }
         for bound in prepared.listeners {
             let key = without_mode(bound.address());
-            self.listeners.insert(key, Listener::Bound(Box::new(bound), None));
+            self.listeners
+                .insert(key, Listener::Bound(Box::new(bound), None));
         }
         self.endpoints.commit(prepared.endpoints);
         self.publish_routes();
@@ -440,7 +469,9 @@ impl Control {
     /// begin.
     fn publish_routes(&mut self) {
         for (listen, route) in self.state.rebuild() {
-            let Some(listener) = self.listeners.remove(&listen) else { continue };
+            let Some(listener) = self.listeners.remove(&listen) else {
+                continue;
+            };
             let listener = match listener {
                 Listener::Serving { routes, stop, task } => {
                     routes.send_replace(route);
@@ -483,9 +514,10 @@ impl Control {
 
     /// When there is something to do although nothing happened.
     fn next_timer(&self) -> impl Future<Output = ()> + use<> {
-        let rotation = self.state.credentials.next_expiry().map(|at| {
-            Duration::from_secs(u64::try_from(at - clock::unix_seconds()).unwrap_or(0))
-        });
+        let rotation =
+            self.state.credentials.next_expiry().map(|at| {
+                Duration::from_secs(u64::try_from(at - clock::unix_seconds()).unwrap_or(0))
+            });
         let failed = |listener: &Listener| matches!(listener, Listener::Bound(_, Some(_)));
         let listen = self.listeners.values().any(failed).then_some(LISTEN_AGAIN);
         let next = rotation.into_iter().chain(listen).min();
@@ -507,7 +539,9 @@ impl Control {
             .map(|(listen, _)| listen.clone())
             .collect();
         for listen in failed {
-            let Some(route) = self.state.route_at(&listen) else { continue };
+            let Some(route) = self.state.route_at(&listen) else {
+                continue;
+            };
             if let Some(Listener::Bound(bound, _)) = self.listeners.remove(&listen) {
                 let listener = self.begin(*bound, route);
                 self.listeners.insert(listen, listener);
@@ -525,13 +559,15 @@ impl Control {
                 Listener::Bound(_, None) | Listener::Serving { .. } => None,
             })
             .collect();
-        let services =
-            report::services(&self.state, &unbound, &self.watch.health().borrow());
+        let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
         let state = if self.setup.shutdown.drain().is_cancelled() {
             ProcessState::Stopping
         } else if self.generation == 0 {
             ProcessState::Starting
-        } else if services.iter().all(|service| service.state == ServiceState::Ready) {
+        } else if services
+            .iter()
+            .all(|service| service.state == ServiceState::Ready)
+        {
             ProcessState::Ready
         } else {
             ProcessState::Degraded
@@ -573,7 +609,9 @@ pub(crate) async fn examine(
     let metrics = Arc::new(Metrics::new(""));
     let mut state = State::new(config, provider, metrics);
     let provider = state.provider().clone();
-    state.credentials.judge(&readings, clock::unix_now(), &provider);
+    state
+        .credentials
+        .judge(&readings, clock::unix_now(), &provider);
     state.rebuild();
     Ok(state)
 }
@@ -610,9 +648,14 @@ impl Refused {
             1 => "1 mistake".to_owned(),
             n => format!("{n} mistakes"),
         };
-        let first = problems.first().map_or("", |first| first.lines().next().unwrap_or(""));
+        let first = problems
+            .first()
+            .map_or("", |first| first.lines().next().unwrap_or(""));
         let detail = format!("{count}; the first: {first}");
-        Self { why: Explained::new(Reason::BadConfig, detail), problems }
+        Self {
+            why: Explained::new(Reason::BadConfig, detail),
+            problems,
+        }
     }
 }
 
@@ -625,7 +668,10 @@ async fn close(listener: Listener) {
 }
 
 fn log_state(status: &Status) {
-    let waiting = status.services.iter().filter(|service| service.state != ServiceState::Ready);
+    let waiting = status
+        .services
+        .iter()
+        .filter(|service| service.state != ServiceState::Ready);
     match status.state {
         ProcessState::Starting => {}
         ProcessState::Ready => info!(services = status.services.len(), "ready"),
@@ -662,15 +708,19 @@ fn config_text(reading: Option<&Reading>) -> Result<Part, Explained> {
     match reading.map(|reading| &reading.material) {
         Some(Ok(Material::Config(part))) => Ok(part.clone()),
         Some(Err(why)) => Err(why.clone()),
-        Some(Ok(Material::Identity(_) | Material::Trust(_))) | None => {
-            Err(Explained::new(Reason::Internal, "the configuration was not read"))
-        }
+        Some(Ok(Material::Identity(_) | Material::Trust(_))) | None => Err(Explained::new(
+            Reason::Internal,
+            "the configuration was not read",
+        )),
     }
 }
 
 fn without_mode(listen: &Listen) -> Listen {
     match listen {
         Listen::Tcp(address) => Listen::Tcp(*address),
-        Listen::Unix { path, .. } => Listen::Unix { path: path.clone(), mode: None },
+        Listen::Unix { path, .. } => Listen::Unix {
+            path: path.clone(),
+            mode: None,
+        },
     }
 }

@@ -101,7 +101,7 @@ impl Metrics {
         let mut reloads = lock(&self.inner.reloads);
         *reloads
             .counts
-            .entry((source, trigger_word(trigger), result))
+            .entry((source, trigger.as_str(), result))
             .or_default() += 1;
         if matches!(result, "ok" | "unchanged") {
             reloads.last_success.insert(source, now);
@@ -332,16 +332,6 @@ impl Histogram {
         self.buckets[bucket].fetch_add(1, Relaxed);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.sum_nanos.fetch_add(nanos, Relaxed);
-    }
-}
-
-/// The label of reload metrics.
-fn trigger_word(trigger: Trigger) -> &'static str {
-    match trigger {
-        Trigger::Start => "start",
-        Trigger::Notify => "notify",
-        Trigger::Periodic => "periodic",
-        Trigger::Request => "request",
     }
 }
 

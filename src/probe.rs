@@ -101,13 +101,22 @@ fn found(connected: &Connected, verify: Verify) -> Found {
     let chain = session.peer_certificates().unwrap_or_default();
     Found {
         address: connected.endpoint.to_string(),
-        version: session.protocol_version().map(|version| format!("{version:?}").replace("TLSv1_", "1.")),
+        version: session
+            .protocol_version()
+            .map(|version| format!("{version:?}").replace("TLSv1_", "1.")),
         cipher: session
             .negotiated_cipher_suite()
             .map(|suite| format!("{:?}", suite.suite()).replace("TLS13_", "TLS_")),
-        group: session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())),
-        alpn: session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned()),
-        server_chain: chain.iter().filter_map(|der| CertificateSummary::of(der).ok()).collect(),
+        group: session
+            .negotiated_key_exchange_group()
+            .map(|group| format!("{:?}", group.name())),
+        alpn: session
+            .alpn_protocol()
+            .map(|name| String::from_utf8_lossy(name).into_owned()),
+        server_chain: chain
+            .iter()
+            .filter_map(|der| CertificateSummary::of(der).ok())
+            .collect(),
         matched: chain
             .first()
             .filter(|_| verify == Verify::Full)
@@ -118,7 +127,11 @@ fn found(connected: &Connected, verify: Verify) -> Found {
 /// Waits for a sign that the server has taken our certificate (a session ticket, or data), for
 /// its objection, or for [`VERDICT`] to pass in silence.
 async fn verdict(connected: Connected, route: &Route) -> Result<&'static str, Failure> {
-    let Connected { mut stream, mut session, .. } = connected;
+    let Connected {
+        mut stream,
+        mut session,
+        ..
+    } = connected;
     let result = tokio::time::timeout(VERDICT, listen(&mut stream, &mut session, route)).await;
     session.send_close_notify();
     let mut farewell = Vec::new();
@@ -143,11 +156,19 @@ async fn listen(
         if session.tls13_tickets_received() > 0 {
             return Ok("the server sent a session ticket");
         }
-        let n = stream.read(&mut buffer).await.map_err(|error| broke(Break::Upstream(error)))?;
+        let n = stream
+            .read(&mut buffer)
+            .await
+            .map_err(|error| broke(Break::Upstream(error)))?;
         let mut wire = buffer.get(..n).unwrap_or_default();
         if wire.is_empty() {
             let detail = "the server closed the connection after the handshake without saying why";
-            return Err(Failure::new(Phase::Handshake, Side::Upstream, Reason::Truncated, detail));
+            return Err(Failure::new(
+                Phase::Handshake,
+                Side::Upstream,
+                Reason::Truncated,
+                detail,
+            ));
         }
         while !wire.is_empty() {
             let state = session
@@ -189,7 +210,11 @@ impl Report {
             for (n, certificate) in found.server_chain.iter().enumerate() {
                 let label = if n == 0 { "server" } else { "issuer" };
                 let days = certificate.days_left(now);
-                writeln!(f, "  {label}      {} ({days} days left)", certificate.subject)?;
+                writeln!(
+                    f,
+                    "  {label}      {} ({days} days left)",
+                    certificate.subject
+                )?;
                 if n == 0 {
                     writeln!(f, "              names {}", certificate.names.join(", "))?;
                     writeln!(f, "              {}", certificate.pin)?;
@@ -210,8 +235,17 @@ impl Report {
             writeln!(f, "  not ready   {why}\n  what to do  {}", why.hint)?;
         }
         if let Some(failure) = &self.failure {
-            writeln!(f, "  failed in   {} ({})", failure.phase.as_str(), failure.side.as_str())?;
-            writeln!(f, "  reason      {}\n  what to do  {}", failure.why, failure.why.hint)?;
+            writeln!(
+                f,
+                "  failed in   {} ({})",
+                failure.phase.as_str(),
+                failure.side.as_str()
+            )?;
+            writeln!(
+                f,
+                "  reason      {}\n  what to do  {}",
+                failure.why, failure.why.hint
+            )?;
         }
         Ok(())
     }

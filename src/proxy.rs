@@ -6,13 +6,13 @@
 //!
 //! [`Route`]: crate::route::Route
 
-mod caller;
-mod connect;
+pub(crate) mod caller;
+pub(crate) mod connect;
 mod connection;
 pub(crate) mod handshake;
 pub(crate) mod listener;
 pub(crate) mod outcome;
-mod relay;
+pub(crate) mod relay;
 pub(crate) mod resolve;
 mod scratch;
 mod session;

@@ -58,13 +58,19 @@ pub(crate) struct Judged {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// In use from now on, as this generation.
-    Published { generation: u64, warnings: Vec<String> },
+    Published {
+        generation: u64,
+        warnings: Vec<String>,
+    },
     /// Not in use; what was, goes on.
     Refused(Explained),
 }
 
 impl<T> Loaded<T> {
-    const EMPTY: Self = Self { current: None, refused: None };
+    const EMPTY: Self = Self {
+        current: None,
+        refused: None,
+    };
 
     pub(crate) fn current(&self) -> Option<&Good<T>> {
         self.current.as_ref()
@@ -78,23 +84,36 @@ impl<T> Loaded<T> {
         match parsed {
             Ok(value) => {
                 let generation = self.current.as_ref().map_or(0, |good| good.generation) + 1;
-                self.current = Some(Good { value: Arc::new(value), generation, loaded_at: now });
+                self.current = Some(Good {
+                    value: Arc::new(value),
+                    generation,
+                    loaded_at: now,
+                });
                 self.refused = None;
                 Ok(generation)
             }
             Err(why) if why.reason == Reason::KeyMismatch => {
-                let since = self.refused.as_ref().and_then(|refused| refused.rotating_since);
+                let since = self
+                    .refused
+                    .as_ref()
+                    .and_then(|refused| refused.rotating_since);
                 let since = since.unwrap_or(now);
                 let why = if now - since < ROTATION_GRACE_SECONDS {
                     Explained::new(Reason::RotationInProgress, why.detail)
                 } else {
                     why
                 };
-                self.refused = Some(Refused { why: why.clone(), rotating_since: Some(since) });
+                self.refused = Some(Refused {
+                    why: why.clone(),
+                    rotating_since: Some(since),
+                });
                 Err(why)
             }
             Err(why) => {
-                self.refused = Some(Refused { why: why.clone(), rotating_since: None });
+                self.refused = Some(Refused {
+                    why: why.clone(),
+                    rotating_since: None,
+                });
                 Err(why)
             }
         }
@@ -113,14 +132,19 @@ impl<T> Loaded<T> {
 
     fn grace_ends(&self) -> Option<i64> {
         let refused = self.refused.as_ref()?;
-        (refused.why.reason == Reason::RotationInProgress)
-            .then(|| refused.rotating_since.map(|since| since + ROTATION_GRACE_SECONDS))?
+        (refused.why.reason == Reason::RotationInProgress).then(|| {
+            refused
+                .rotating_since
+                .map(|since| since + ROTATION_GRACE_SECONDS)
+        })?
     }
 }
 
 impl Credentials {
     pub(crate) fn identity(&self, source: &IdentitySource) -> &Loaded<Identity> {
-        self.identities.get(source).unwrap_or(const { &Loaded::EMPTY })
+        self.identities
+            .get(source)
+            .unwrap_or(const { &Loaded::EMPTY })
     }
 
     pub(crate) fn trust(&self, source: &TrustSource) -> &Loaded<Trust> {
@@ -161,12 +185,17 @@ impl Credentials {
                 SourceKey::Config(_) => return None,
                 SourceKey::Identity(source) => {
                     let parsed = match &reading.material {
-                        Ok(Material::Identity(material)) => Identity::parse(material, now, provider),
+                        Ok(Material::Identity(material)) => {
+                            Identity::parse(material, now, provider)
+                        }
                         Ok(Material::Trust(_) | Material::Config(_)) => Err(mixed_up()),
                         Err(why) => Err(why.clone()),
                     };
                     let warnings = parsed.as_ref().map_or(Vec::new(), |it| it.warnings.clone());
-                    let loaded = self.identities.entry(source.clone()).or_insert(Loaded::EMPTY);
+                    let loaded = self
+                        .identities
+                        .entry(source.clone())
+                        .or_insert(Loaded::EMPTY);
                     (loaded.judge(parsed, seconds), warnings)
                 }
                 SourceKey::Trust(source) => {
@@ -181,10 +210,16 @@ impl Credentials {
                 }
             };
             let verdict = match verdict {
-                (Ok(generation), warnings) => Verdict::Published { generation, warnings },
+                (Ok(generation), warnings) => Verdict::Published {
+                    generation,
+                    warnings,
+                },
                 (Err(why), _) => Verdict::Refused(why),
             };
-            Some(Judged { key: reading.key.clone(), verdict })
+            Some(Judged {
+                key: reading.key.clone(),
+                verdict,
+            })
         };
         readings.iter().filter_map(judge).collect()
     }
@@ -195,14 +230,20 @@ impl Credentials {
         let overdue = |(source, loaded): (&IdentitySource, &mut Loaded<Identity>)| {
             let why = loaded.expire(now)?;
             let key = SourceKey::Identity(source.clone());
-            Some(Judged { key, verdict: Verdict::Refused(why) })
+            Some(Judged {
+                key,
+                verdict: Verdict::Refused(why),
+            })
         };
         self.identities.iter_mut().filter_map(overdue).collect()
     }
 
     /// When the next rotation under way becomes an error, in seconds since 1970.
     pub(crate) fn next_expiry(&self) -> Option<i64> {
-        self.identities.values().filter_map(Loaded::grace_ends).min()
+        self.identities
+            .values()
+            .filter_map(Loaded::grace_ends)
+            .min()
     }
 
     /// Forgets sources that are no longer named.
@@ -221,7 +262,8 @@ impl Credentials {
                 SourceKey::Config(_) | SourceKey::Identity(_) => None,
             })
             .collect();
-        self.identities.retain(|source, _| identities.contains(source));
+        self.identities
+            .retain(|source, _| identities.contains(source));
         self.trusts.retain(|source, _| trusts.contains(source));
     }
 }
@@ -231,5 +273,8 @@ pub(crate) fn seconds(now: UnixTime) -> i64 {
 }
 
 fn mixed_up() -> Explained {
-    Explained::new(Reason::Internal, "a reading of another kind than its source")
+    Explained::new(
+        Reason::Internal,
+        "a reading of another kind than its source",
+    )
 }

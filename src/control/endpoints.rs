@@ -44,14 +44,27 @@ impl Endpoints {
         metrics: Arc<Metrics>,
         reload: mpsc::Sender<ReloadRequest>,
     ) -> Self {
-        let shared = Arc::new(Shared { status, metrics, reload });
-        Self { shared, tasks: TaskTracker::new(), admin: None, public: None }
+        let shared = Arc::new(Shared {
+            status,
+            metrics,
+            reload,
+        });
+        Self {
+            shared,
+            tasks: TaskTracker::new(),
+            admin: None,
+            public: None,
+        }
     }
 
     /// Takes the addresses that `config` names and that are not held yet.
     pub(super) fn prepare(&self, config: &Admin) -> Result<Prepared, Vec<Explained>> {
         let admin = step(self.admin.as_ref(), config.listen.as_ref(), Surface::Admin);
-        let public = step(self.public.as_ref(), config.public_listen.as_ref(), Surface::Public);
+        let public = step(
+            self.public.as_ref(),
+            config.public_listen.as_ref(),
+            Surface::Public,
+        );
         match (admin, public) {
             (Ok(admin), Ok(public)) => Ok(Prepared { admin, public }),
             (admin, public) => Err(admin.err().into_iter().chain(public.err()).collect()),
@@ -72,7 +85,8 @@ impl Endpoints {
             Step::Close => None,
             Step::Open(listen, bound) => {
                 let stop = CancellationToken::new();
-                self.tasks.spawn(bound.serve(Arc::clone(&self.shared), stop.clone()));
+                self.tasks
+                    .spawn(bound.serve(Arc::clone(&self.shared), stop.clone()));
                 Some(Running { listen, stop })
             }
         };

@@ -21,7 +21,12 @@ pub(super) fn services(
     unbound: &BTreeMap<crate::config::Listen, Explained>,
     health: &Health,
 ) -> Vec<ServiceStatus> {
-    state.config.services.values().map(|service| one(state, service, unbound, health)).collect()
+    state
+        .config
+        .services
+        .values()
+        .map(|service| one(state, service, unbound, health))
+        .collect()
 }
 
 fn one(
@@ -30,15 +35,28 @@ fn one(
     unbound: &BTreeMap<crate::config::Listen, Explained>,
     health: &Health,
 ) -> ServiceStatus {
-    let identity = service.identity.as_ref().map(|source| (source, state.credentials.identity(source)));
-    let trust = service.trust.as_ref().map(|source| (source, state.credentials.trust(source)));
+    let identity = service
+        .identity
+        .as_ref()
+        .map(|source| (source, state.credentials.identity(source)));
+    let trust = service
+        .trust
+        .as_ref()
+        .map(|source| (source, state.credentials.trust(source)));
     let (serving, mut problem) = match state.readiness(service) {
         Readiness::Ready => (ServiceState::Ready, None),
         Readiness::Waiting { why, serving: true } => (ServiceState::Warming, Some(why)),
-        Readiness::Waiting { why, serving: false } => (ServiceState::Waiting, Some(why)),
+        Readiness::Waiting {
+            why,
+            serving: false,
+        } => (ServiceState::Waiting, Some(why)),
     };
     let no_address = unbound.get(&super::state::address(service));
-    let serving = if no_address.is_some() { ServiceState::Waiting } else { serving };
+    let serving = if no_address.is_some() {
+        ServiceState::Waiting
+    } else {
+        serving
+    };
     problem = no_address.cloned().or(problem);
     // It serves, but with something older than what lies in the files.
     let refused = identity
@@ -51,8 +69,22 @@ fn one(
         warnings.extend(good.value.warnings.iter().cloned());
     }
     let notes = |key: SourceKey| health.notes.get(&key).into_iter().flatten().cloned();
-    warnings.extend(service.identity.clone().map(SourceKey::Identity).into_iter().flat_map(notes));
-    warnings.extend(service.trust.clone().map(SourceKey::Trust).into_iter().flat_map(notes));
+    warnings.extend(
+        service
+            .identity
+            .clone()
+            .map(SourceKey::Identity)
+            .into_iter()
+            .flat_map(notes),
+    );
+    warnings.extend(
+        service
+            .trust
+            .clone()
+            .map(SourceKey::Trust)
+            .into_iter()
+            .flat_map(notes),
+    );
 
     ServiceStatus {
         name: service.name.to_string(),
@@ -137,15 +169,23 @@ pub(super) fn log_judged(judged: &Judged, state: &State, trigger: Trigger) {
     let kind = source_kind(&judged.key);
     let trigger = trigger.as_str();
     match &judged.verdict {
-        Verdict::Published { generation, warnings } => {
+        Verdict::Published {
+            generation,
+            warnings,
+        } => {
             let leaf = match &judged.key {
                 SourceKey::Identity(source) => state.credentials.identity(source).current(),
                 SourceKey::Config(_) | SourceKey::Trust(_) => None,
             };
             match leaf.map(|good| good.value.leaf()) {
                 Some(leaf) => info!(
-                    source, kind, trigger, generation,
-                    subject = leaf.subject, issuer = leaf.issuer, serial = leaf.serial,
+                    source,
+                    kind,
+                    trigger,
+                    generation,
+                    subject = leaf.subject,
+                    issuer = leaf.issuer,
+                    serial = leaf.serial,
                     fingerprint = leaf.fingerprint,
                     not_after = crate::clock::rfc3339(leaf.not_after),
                     "in use from now on"

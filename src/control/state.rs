@@ -48,7 +48,10 @@ struct Basis {
 pub(crate) enum Readiness {
     Ready,
     /// What it waits for; `serving` says whether an older route goes on meanwhile.
-    Waiting { why: Explained, serving: bool },
+    Waiting {
+        why: Explained,
+        serving: bool,
+    },
 }
 
 /// What a new configuration asks for.
@@ -66,7 +69,13 @@ pub(crate) struct Plan {
 impl State {
     pub(crate) fn new(config: Config, provider: CryptoProvider, metrics: Arc<Metrics>) -> Self {
         let credentials = Credentials::default();
-        Self { config, credentials, routes: BTreeMap::new(), provider, metrics }
+        Self {
+            config,
+            credentials,
+            routes: BTreeMap::new(),
+            provider,
+            metrics,
+        }
     }
 
     pub(crate) fn provider(&self) -> &CryptoProvider {
@@ -108,7 +117,9 @@ impl State {
         let mut changed = Vec::new();
         for service in self.config.services.values() {
             let listen = address(service);
-            let Some(basis) = self.basis(service) else { continue };
+            let Some(basis) = self.basis(service) else {
+                continue;
+            };
             let old = self.routes.get(&listen);
             if old.is_some_and(|old| old.basis == basis) {
                 continue;
@@ -118,7 +129,9 @@ impl State {
                 .values()
                 .find(|entry| entry.basis.speaks_the_same_tls(&basis))
                 .map(|entry| &entry.route);
-            let Ok((tls, retired)) = self.tls(service, same_tls) else { continue };
+            let Ok((tls, retired)) = self.tls(service, same_tls) else {
+                continue;
+            };
             let route = Arc::new(self.route(service, tls, retired));
             // What served here before was replaced for its credentials' sake, and says so to the
             // connections that it has.
@@ -137,7 +150,9 @@ impl State {
 
     /// The route in force at an address.
     pub(crate) fn route_at(&self, listen: &Listen) -> Option<Arc<Route>> {
-        self.routes.get(listen).map(|entry| Arc::clone(&entry.route))
+        self.routes
+            .get(listen)
+            .map(|entry| Arc::clone(&entry.route))
     }
 
     /// The route of a service as it is configured.
@@ -161,17 +176,33 @@ impl State {
             .missing(service)
             .or_else(|| self.tls(service, None).err())
             .unwrap_or_else(not_built);
-        Readiness::Waiting { why, serving: entry.is_some() }
+        Readiness::Waiting {
+            why,
+            serving: entry.is_some(),
+        }
     }
 
     /// What a service still lacks.
     fn missing(&self, service: &Service) -> Option<Explained> {
-        let identity = service.identity.as_ref().map(|source| self.credentials.identity(source));
-        let trust = service.trust.as_ref().map(|source| self.credentials.trust(source));
-        let of_identity = identity.filter(|it| it.current().is_none()).map(|it| it.refused());
-        let of_trust = trust.filter(|it| it.current().is_none()).map(|it| it.refused());
+        let identity = service
+            .identity
+            .as_ref()
+            .map(|source| self.credentials.identity(source));
+        let trust = service
+            .trust
+            .as_ref()
+            .map(|source| self.credentials.trust(source));
+        let of_identity = identity
+            .filter(|it| it.current().is_none())
+            .map(|it| it.refused());
+        let of_trust = trust
+            .filter(|it| it.current().is_none())
+            .map(|it| it.refused());
         let why = of_identity.or(of_trust)?;
-        Some(why.cloned().unwrap_or_else(|| Explained::new(Reason::Internal, "not read yet")))
+        Some(
+            why.cloned()
+                .unwrap_or_else(|| Explained::new(Reason::Internal, "not read yet")),
+        )
     }
 
     fn basis(&self, service: &Service) -> Option<Basis> {
@@ -183,7 +214,12 @@ impl State {
             Some(source) => self.credentials.trust(source).current()?.generation,
             None => 0,
         };
-        Some(Basis { service: service.clone(), identity, trust, log: self.config.log.connections })
+        Some(Basis {
+            service: service.clone(),
+            identity,
+            trust,
+            log: self.config.log.connections,
+        })
     }
 
     /// The TLS configuration for a service, with the token that retires it. It goes on, with the
@@ -196,8 +232,14 @@ impl State {
         if let Some(route) = same {
             return Ok((Arc::clone(&route.tls), route.retired.clone()));
         }
-        let identity = service.identity.as_ref().and_then(|it| self.credentials.identity(it).current());
-        let trust = service.trust.as_ref().and_then(|it| self.credentials.trust(it).current());
+        let identity = service
+            .identity
+            .as_ref()
+            .and_then(|it| self.credentials.identity(it).current());
+        let trust = service
+            .trust
+            .as_ref()
+            .and_then(|it| self.credentials.trust(it).current());
         let config = client_config(
             &service.tls,
             identity.map(|good| &*good.value),
@@ -207,7 +249,12 @@ impl State {
         Ok((config, CancellationToken::new()))
     }
 
-    fn route(&self, service: &Service, tls: Arc<ClientConfig>, retired: CancellationToken) -> Route {
+    fn route(
+        &self,
+        service: &Service,
+        tls: Arc<ClientConfig>,
+        retired: CancellationToken,
+    ) -> Route {
         let presented = service
             .identity
             .as_ref()
@@ -263,6 +310,9 @@ fn not_built() -> Explained {
 pub(crate) fn address(service: &Service) -> Listen {
     match &service.listen {
         Listen::Tcp(address) => Listen::Tcp(*address),
-        Listen::Unix { path, .. } => Listen::Unix { path: path.clone(), mode: None },
+        Listen::Unix { path, .. } => Listen::Unix {
+            path: path.clone(),
+            mode: None,
+        },
     }
 }

@@ -104,6 +104,7 @@ async fn attempt(
         stream,
         session,
         endpoint,
+        server_name: name,
     })
 }
 

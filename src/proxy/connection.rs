@@ -73,7 +73,10 @@ pub(crate) async fn run<C: Caller>(
     abort: CancellationToken,
 ) {
     let accepted = Instant::now();
-    let mut caller = ResetUnlessClean { stream: caller, clean: false };
+    let mut caller = ResetUnlessClean {
+        stream: caller,
+        clean: false,
+    };
     // The handshake's state is many times the relay's: it lives in a box of its own and is gone
     // before the relay begins.
     let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
@@ -83,6 +86,7 @@ pub(crate) async fn run<C: Caller>(
             stream,
             session,
             endpoint,
+            ..
         }) => {
             let facts = SessionFacts {
                 endpoint,
@@ -94,8 +98,15 @@ pub(crate) async fn run<C: Caller>(
                 resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
             };
             let session = Buffered::new(session);
-            let (result, transfer) =
-                relay(&mut caller.stream, stream, session, &route, accepted, &abort).await;
+            let (result, transfer) = relay(
+                &mut caller.stream,
+                stream,
+                session,
+                &route,
+                accepted,
+                &abort,
+            )
+            .await;
             caller.clean = result.is_ok();
             (result, transfer, Some(facts))
         }

@@ -91,7 +91,7 @@ pub(super) fn handshake_failed(
 }
 
 /// A relay broke off.
-pub(super) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Presented) -> Failure {
+pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Presented) -> Failure {
     let relay = |side, reason, detail: String| Failure::new(Phase::Relay, side, reason, detail);
     match broken {
         Break::Caller(error) => relay(
