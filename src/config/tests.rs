@@ -20,7 +20,11 @@ fn parse_with<const N: usize>(
     text: &str,
     variables: [(&str, &str); N],
 ) -> Result<Config, Problems> {
-    Config::parse(text, Path::new("/etc/tlsward/config.toml"), &environment(variables))
+    Config::parse(
+        text,
+        Path::new("/etc/tlsward/config.toml"),
+        &environment(variables),
+    )
 }
 
 fn parse(text: &str) -> Config {
@@ -32,7 +36,10 @@ fn only_service(config: &Config) -> &Service {
     config.services.values().next().unwrap()
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests read fixtures and documents of the repository")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests read fixtures and documents of the repository"
+)]
 fn read(path: impl AsRef<Path>) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -49,9 +56,14 @@ struct Fixture {
 impl Fixture {
     /// `#! env NAME=value` sets a variable; any other `#! …` is an expectation.
     fn all(directory: &str) -> Vec<Self> {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config").join(directory);
-        let mut paths: Vec<PathBuf> =
-            directory.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/config")
+            .join(directory);
+        let mut paths: Vec<PathBuf> = directory
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
         paths.sort();
         assert!(paths.len() >= 3, "fixtures in {}", directory.display());
         paths
@@ -60,32 +72,54 @@ impl Fixture {
                 let text = read(&path);
                 let (mut variables, mut expected) = (BTreeMap::new(), Vec::new());
                 for line in text.lines().filter_map(|line| line.strip_prefix("#! ")) {
-                    match line.strip_prefix("env ").and_then(|rest| rest.split_once('=')) {
+                    match line
+                        .strip_prefix("env ")
+                        .and_then(|rest| rest.split_once('='))
+                    {
                         Some((name, value)) => {
                             variables.insert(name.to_owned(), value.to_owned());
                         }
                         None => expected.push(line.to_owned()),
                     }
                 }
-                Self { path, text, variables, expected }
+                Self {
+                    path,
+                    text,
+                    variables,
+                    expected,
+                }
             })
             .collect()
     }
 
     fn parse(&self) -> Result<Config, Problems> {
         let name = self.path.file_name().unwrap();
-        Config::parse(&self.text, &Path::new("/etc/tlsward").join(name), &self.variables)
+        Config::parse(
+            &self.text,
+            &Path::new("/etc/tlsward").join(name),
+            &self.variables,
+        )
     }
 }
 
 #[test]
 fn every_valid_fixture_is_taken_and_says_what_its_comments_say() {
     for fixture in Fixture::all("valid") {
-        let config = fixture.parse().unwrap_or_else(|problems| panic!("{problems}"));
+        let config = fixture
+            .parse()
+            .unwrap_or_else(|problems| panic!("{problems}"));
         let model = format!("{config:?}");
-        assert!(!fixture.expected.is_empty(), "{} expects nothing", fixture.path.display());
+        assert!(
+            !fixture.expected.is_empty(),
+            "{} expects nothing",
+            fixture.path.display()
+        );
         for expected in &fixture.expected {
-            assert!(model.contains(expected), "{}: no {expected} in {model}", fixture.path.display());
+            assert!(
+                model.contains(expected),
+                "{}: no {expected} in {model}",
+                fixture.path.display()
+            );
         }
     }
 }
@@ -105,9 +139,13 @@ fn every_invalid_fixture_has_the_problems_that_its_comments_name_and_no_others()
                 Place::File { line, column, .. } => format!("{line}:{column}: "),
                 Place::Variable { variable } => format!("{variable}: "),
             };
-            let said = format!("{place}{}: {} | {}", problem.key, problem.reason, problem.fix);
+            let said = format!(
+                "{place}{}: {} | {}",
+                problem.key, problem.reason, problem.fix
+            );
             let met = expected.iter().position(|line| {
-                line.strip_prefix(&place).is_some_and(|fragment| said.contains(fragment))
+                line.strip_prefix(&place)
+                    .is_some_and(|fragment| said.contains(fragment))
             });
             match met {
                 Some(index) => drop(expected.remove(index)),
@@ -126,13 +164,13 @@ fn every_invalid_fixture_has_the_problems_that_its_comments_name_and_no_others()
 
 #[test]
 fn a_problem_is_printed_with_its_source_line() {
-    let text = "[services.a]\nlisten = \"127.0.0.1\"\n";
+    let text = "[services.a]\nlisten = \"127.0.0.1\"\nlog = 1\n";
     let problems = parse_with(text, []).unwrap_err().to_string();
     assert!(
         problems.contains(
             "/etc/tlsward/config.toml:2:10: services.a.listen: the address 127.0.0.1 has no port\n  \
              2 | listen = \"127.0.0.1\"\n    |          ^^^^^^^^^^^\n  \
-             fix: write \"127.0.0.1:7001\"\n\n"
+             fix: write \"127.0.0.1:7001\"\n\n/etc/tlsward/config.toml:3:1: "
         ),
         "{problems}"
     );
