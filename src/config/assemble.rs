@@ -124,7 +124,8 @@ impl<'d> Inherited<'d> {
         findings: &mut Findings<'_>,
     ) -> Self {
         let in_defaults = Said::in_table(&defaults.tls, "defaults.tls", &[], findings);
-        let in_environment = Said::in_table(&environment.tls, "tls", &[&in_defaults], findings);
+        let in_environment =
+            Said::in_table(&environment.tls, "defaults.tls", &[&in_defaults], findings);
         Self {
             environment,
             defaults,

@@ -272,6 +272,11 @@ impl ServiceTable {
     fn set(&mut self, reader: &mut Reader<'_>, parent: &str, name: &Name<'_>, value: &Value<'_>) {
         let path = keys::path(parent, name.get_ref());
         if name.get_ref() == "tls" {
+            if !matches!(value.get_ref(), DeValue::Table(_)) {
+                // What would have stood in it is not missing.
+                self.tls.cert = Slot::Invalid;
+                self.tls.ca = Slot::Invalid;
+            }
             reader.table(&path, value, |reader, name, value| {
                 self.tls.set(reader, &path, name, value);
             });
@@ -441,13 +446,10 @@ pub(super) fn report_unknown(reader: &mut Reader<'_>, table: Table, path: &str, 
 /// What to write instead of an unknown key.
 fn suggestion(table: Table, word: &str) -> String {
     // Known elsewhere: in another table of ours, or in another program.
-    for (other, place) in [
-        (Table::Top, "outside of any table"),
-        (Table::Service, "in [services.NAME] or [defaults]"),
-        (Table::Tls, "in [services.NAME.tls] or [defaults.tls]"),
-    ] {
+    const ELSEWHERE: [Table; 3] = [Table::Top, Table::Service, Table::Tls];
+    for other in ELSEWHERE {
         if other != table && other.key(word).is_some() {
-            return format!("{word} belongs {place}");
+            return format!("{word} belongs {}", place_of(other));
         }
     }
     for other in [
@@ -460,15 +462,14 @@ fn suggestion(table: Table, word: &str) -> String {
     ] {
         for key in other.keys() {
             if let Some((program, _)) = key.elsewhere.iter().find(|(_, name)| *name == word) {
-                let place = match other {
-                    _ if other == table => "",
-                    Table::Top => ", outside of any table",
-                    Table::Admin => " in [admin]",
-                    Table::Log => " in [log]",
-                    Table::Service => " in [services.NAME]",
-                    Table::Tls => " in [services.NAME.tls]",
+                let name = key.name;
+                return match other == table {
+                    true => format!("{program}'s {word} is called {name} here"),
+                    false => format!(
+                        "{program}'s {word} is called {name} here, {}",
+                        place_of(other)
+                    ),
                 };
-                return format!("what {program} calls {word} is {}{place} here", key.name);
             }
         }
     }
@@ -478,8 +479,23 @@ fn suggestion(table: Table, word: &str) -> String {
         Table::Service => names.push("tls"),
         Table::Admin | Table::Log | Table::Tls => {}
     }
-    match nearest(word, names.iter().copied()) {
-        Some(name) => format!("did you mean {name}?"),
-        None => format!("possible are {}", names.join(", ")),
+    if let Some(name) = nearest(word, names.iter().copied()) {
+        return format!("did you mean {name}?");
+    }
+    for other in ELSEWHERE {
+        if let Some(name) = nearest(word, other.keys().iter().map(|key| key.name)) {
+            return format!("did you mean {name}? It belongs {}", place_of(other));
+        }
+    }
+    format!("possible are {}", names.join(", "))
+}
+
+fn place_of(table: Table) -> &'static str {
+    match table {
+        Table::Top => "outside of any table",
+        Table::Admin => "in [admin]",
+        Table::Log => "in [log]",
+        Table::Service => "in [services.NAME] or [defaults]",
+        Table::Tls => "in [services.NAME.tls] or [defaults.tls]",
     }
 }

@@ -62,6 +62,14 @@ pub(super) fn read(
     table
 }
 
+/// The key that a variable stands for.
+fn stands_for(variable: &str) -> &'static str {
+    VARIABLES
+        .iter()
+        .find(|(name, _)| *name == variable)
+        .map_or("", |(_, key)| key)
+}
+
 struct Variables<'r, 'f> {
     environment: &'r BTreeMap<String, String>,
     findings: &'r mut Findings<'f>,
@@ -81,7 +89,8 @@ impl Variables<'_, '_> {
         *slot = match parse(text) {
             Ok(value) => Slot::Set(value, At::Variable(variable)),
             Err(wrong) => {
-                self.findings.report_variable(variable, wrong);
+                self.findings
+                    .report_variable(variable, stands_for(variable), wrong);
                 Slot::Invalid
             }
         };
@@ -105,7 +114,7 @@ fn report_unknown(environment: &BTreeMap<String, String>, findings: &mut Finding
                 known().collect::<Vec<_>>().join(", ")
             ),
         };
-        findings.report_variable(variable, Wrong::new("no setting has this name", fix));
+        findings.report_variable(variable, "", Wrong::new("no setting has this name", fix));
     }
 }
 

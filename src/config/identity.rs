@@ -96,13 +96,13 @@ impl Said {
                 findings,
                 *at,
                 format!("{path}.cert"),
-                half("cert", "key", farther),
+                half(*at, "cert", "key", farther),
             ),
             (Slot::Absent, Slot::Set(_, at), Slot::Absent, _) => report(
                 findings,
                 *at,
                 format!("{path}.key"),
-                half("key", "cert", farther),
+                half(*at, "key", "cert", farther),
             ),
             _ => Self::Invalid,
         }
@@ -137,7 +137,15 @@ fn report(findings: &mut Findings<'_>, at: At, key: String, wrong: Wrong) -> Sai
 }
 
 /// A certificate without its key, or the reverse.
-fn half(here: &str, missing: &str, farther: &[&Said]) -> Wrong {
+fn half(at: At, here: &str, missing: &str, farther: &[&Said]) -> Wrong {
+    if let At::Variable(variable) = at {
+        return Wrong::new(
+            format!(
+                "{variable} is set and the variable for the {missing} is not; a {missing} from elsewhere would not fit"
+            ),
+            "set both TLSWARD_TLS_CERT and TLSWARD_TLS_KEY, or neither",
+        );
+    }
     let inherited = farther.iter().find(|said| !matches!(said, Said::Nothing));
     match inherited {
         Some(Said::Pair { .. }) => Wrong::new(

@@ -205,7 +205,7 @@ impl<'a> Findings<'a> {
                     self.push(start, end, key.into(), wrong);
                 }
             }
-            At::Variable(variable) => self.report_variable(variable, wrong),
+            At::Variable(variable) => self.report_variable(variable, key, wrong),
         }
     }
 
@@ -220,7 +220,7 @@ impl<'a> Findings<'a> {
     }
 
     /// Records a mistake in an environment variable.
-    pub(super) fn report_variable(&mut self, variable: &str, wrong: Wrong) {
+    pub(super) fn report_variable(&mut self, variable: &str, key: impl Into<String>, wrong: Wrong) {
         let value = self.environment.get(variable).map_or("", String::as_str);
         self.found.push((
             AFTER_THE_FILE,
@@ -228,7 +228,7 @@ impl<'a> Findings<'a> {
                 place: Place::Variable {
                     variable: variable.to_owned(),
                 },
-                key: String::new(),
+                key: key.into(),
                 text: shown(value.lines().next().unwrap_or_default()),
                 reason: wrong.reason,
                 fix: wrong.fix,

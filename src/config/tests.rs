@@ -164,13 +164,13 @@ fn every_invalid_fixture_has_the_problems_that_its_comments_name_and_no_others()
 
 #[test]
 fn a_problem_is_printed_with_its_source_line() {
-    let text = "[services.a]\nlisten = \"127.0.0.1\"\n";
+    let text = "[services.a]\nlisten = \"127.0.0.1\"\nlog = 1\n";
     let problems = parse_with(text, []).unwrap_err().to_string();
     assert!(
         problems.contains(
             "/etc/tlsward/config.toml:2:10: services.a.listen: the address 127.0.0.1 has no port\n  \
              2 | listen = \"127.0.0.1\"\n    |          ^^^^^^^^^^^\n  \
-             fix: write \"127.0.0.1:7001\"\n\n"
+             fix: write \"127.0.0.1:7001\"\n\n/etc/tlsward/config.toml:3:1: "
         ),
         "{problems}"
     );

@@ -142,10 +142,7 @@ pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Parsed<T> {
     }
     let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
     let fix = match nearest(text, words.iter().copied()) {
-        Some(word) => format!(
-            "did you mean {word:?}? Possible are {}",
-            keys::quoted(&words)
-        ),
+        Some(word) => format!("did you mean {word:?}? Possible: {}", keys::quoted(&words)),
         None => format!("write {}", keys::quoted(&words)),
     };
     Err(Wrong::new(format!("{text:?} is not a possible value"), fix))
