@@ -7,17 +7,35 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls_pki_types::ServerName;
+use toml::de::DeTable;
 
+mod assemble;
+mod document;
 pub mod endpoint;
+mod environment;
+mod expand;
+mod identity;
+mod keys;
+mod listeners;
 pub mod name;
+mod problem;
+mod reader;
+mod schema;
+mod syntax;
+mod value;
+
+#[cfg(test)]
+mod tests;
 
 pub use endpoint::{Host, Listen, UpstreamAddress};
 pub use name::ServiceName;
+pub use problem::{Place, Problem, Problems};
+pub use schema::schema;
 
 /// A whole configuration. Two configurations are equal when they ask for the same behaviour;
 /// where a value was written does not count.
@@ -33,6 +51,56 @@ pub struct Config {
     pub services: BTreeMap<ServiceName, Service>,
     /// Where each value of each service comes from, for `tlsward check`.
     pub origins: Origins,
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// `path` is the file that `text` was read from, absolute: problems name it, and relative
+    /// paths in the configuration count from its directory. `environment` is used for `${VAR}` in
+    /// string values and for the variables that begin with `TLSWARD_`.
+    ///
+    /// # Errors
+    /// Every mistake that can be found, not only the first. Where the text is not TOML, so that
+    /// some keys may not have been seen, nothing is reported as missing.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, Problems> {
+        let base = path.parent().unwrap_or(path);
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let repaired;
+        let (root, syntax) = if errors.is_empty() {
+            (root, syntax::Syntax::intact())
+        } else {
+            let (readable, syntax) = syntax::repair(text);
+            repaired = readable;
+            (DeTable::parse_recoverable(&repaired).0, syntax)
+        };
+
+        let findings = problem::Findings::new(path, text, environment);
+        let mut reader = reader::Reader::new(findings, base, environment, syntax);
+        let mut document = document::Document::read(root.get_ref(), &mut reader);
+        let (mut findings, all_keys_were_read) = reader.finish();
+        let overrides = environment::read(
+            environment,
+            base,
+            &mut document.admin,
+            &mut document.log,
+            &mut findings,
+        );
+        if !all_keys_were_read {
+            return Err(findings
+                .into_problems()
+                .expect("the syntax error was reported"));
+        }
+        let config = assemble::assemble(document, &overrides, &mut findings);
+        match findings.into_problems() {
+            Some(problems) => Err(problems),
+            None => Ok(config),
+        }
+    }
 }
 
 /// `[admin]`.
