@@ -5,19 +5,38 @@
 //! the reason and the fix of each. No I/O and no clock here: the text and the environment are
 //! arguments.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use rustls_pki_types::ServerName;
+use toml::de::DeTable;
 
+mod assemble;
+mod document;
 pub mod endpoint;
+mod environment;
+mod expand;
+mod identity;
+mod keys;
+mod listeners;
 pub mod name;
+mod problem;
+mod reader;
+mod schema;
+mod syntax;
+mod value;
+
+#[cfg(test)]
+mod tests;
 
 pub use endpoint::{Host, Listen, UpstreamAddress};
 pub use name::ServiceName;
+pub use problem::{Place, Problem, Problems};
+pub use schema::schema;
 
 /// A whole configuration. Two configurations are equal when they ask for the same behaviour;
 /// where a value was written does not count.
@@ -33,6 +52,113 @@ pub struct Config {
     pub services: BTreeMap<ServiceName, Service>,
     /// Where each value of each service comes from, for `tlsward check`.
     pub origins: Origins,
+}
+
+impl Config {
+    /// Reads a configuration.
+    ///
+    /// `path` is the file that `text` was read from, absolute: problems name it, and relative
+    /// paths in the configuration count from its directory. `environment` is used for `${VAR}` in
+    /// string values and for the variables that begin with `TLSWARD_`.
+    ///
+    /// # Errors
+    /// Every mistake that can be found, not only the first. Where the text is not TOML, so that
+    /// some keys may not have been seen, nothing is reported as missing.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, Problems> {
+        let base = path.parent().unwrap_or(path);
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let repaired;
+        let (root, syntax) = if errors.is_empty() {
+            (root, syntax::Syntax::intact())
+        } else {
+            let (readable, syntax) = syntax::repair(text);
+            repaired = readable;
+            (DeTable::parse_recoverable(&repaired).0, syntax)
+        };
+
+        let findings = problem::Findings::new(path, text, environment);
+        let mut reader = reader::Reader::new(findings, base, environment, syntax);
+        let mut document = document::Document::read(root.get_ref(), &mut reader);
+        let (mut findings, all_keys_were_read) = reader.finish();
+        let overrides = environment::read(
+            environment,
+            base,
+            &mut document.admin,
+            &mut document.log,
+            &mut findings,
+        );
+        if !all_keys_were_read {
+            return Err(findings
+                .into_problems()
+                .expect("the syntax error was reported"));
+        }
+        let config = assemble::assemble(document, &overrides, &mut findings);
+        match findings.into_problems() {
+            Some(problems) => Err(problems),
+            None => Ok(config),
+        }
+    }
+}
+
+impl Config {
+    /// The configuration before the first one: no listener, no service.
+    pub(crate) fn empty() -> Self {
+        Self {
+            admin: Admin {
+                listen: None,
+                public_listen: None,
+            },
+            log: Log {
+                filter: "info".to_owned(),
+                connections: true,
+            },
+            shutdown_timeout: Duration::ZERO,
+            services: BTreeMap::new(),
+            origins: Origins::default(),
+        }
+    }
+
+    /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands
+    /// that ask the running process. `None` is `"off"`.
+    ///
+    /// # Errors
+    /// What is wrong with this one key, in words.
+    pub(crate) fn admin_listen(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Option<Listen>, String> {
+        const DEFAULT: &str = "127.0.0.1:9901";
+        let (root, _) = DeTable::parse_recoverable(text);
+        let written = root
+            .get_ref()
+            .get("admin")
+            .and_then(|admin| admin.get_ref().get("listen"))
+            .and_then(|listen| listen.get_ref().as_str());
+        let written = match environment.get("TLSWARD_ADMIN_LISTEN") {
+            Some(value) => Cow::Borrowed(value.as_str()),
+            None => expand::expand(written.unwrap_or(DEFAULT), environment)
+                .map_err(|wrong| format!("admin.listen: {}", wrong.reason))?,
+        };
+        let base = path.parent().unwrap_or(path);
+        document::admin_listen(&written, base)
+            .map_err(|wrong| format!("admin.listen: {}", wrong.reason))
+    }
+}
+
+impl Listen {
+    /// `HOST:PORT` or `unix:PATH`; a relative path counts from the working directory.
+    ///
+    /// # Errors
+    /// In words.
+    pub(crate) fn of_argument(text: &str) -> Result<Self, String> {
+        let here = std::path::absolute(".").unwrap_or_default();
+        Self::parse(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
+    }
 }
 
 /// `[admin]`.

@@ -1,11 +1,25 @@
 //! tlsward: plain TCP in, verified mutual TLS out.
 #![allow(dead_code, unused_imports, unreachable_pub, reason = "skeleton")]
 
+mod admin;
+mod app;
+mod check;
+mod cli;
+mod clock;
 pub mod config;
+mod control;
 mod demo;
 pub mod failure;
 mod material;
 mod metrics;
+mod probe;
+mod proxy;
+mod route;
+mod shutdown;
+mod signal;
 mod source;
 mod status;
+mod telemetry;
 mod tls;
+
+pub use cli::main;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `tlsward` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tlsward::main()
+}

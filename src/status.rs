@@ -2,10 +2,15 @@
 //! logs and by systemd.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::failure::{Explained, Failure};
 use crate::tls::summary::CertificateSummary;
 use crate::tls::trust::CrlSummary;
+
+mod table;
+
+pub(crate) use table::render_table;
 
 /// The state of the whole process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -76,6 +81,16 @@ pub(crate) enum ServiceState {
     Draining,
 }
 
+impl ServiceState {
+    /// Whether new callers are served.
+    pub(crate) fn serves(self) -> bool {
+        match self {
+            Self::Ready | Self::Warming => true,
+            Self::Waiting | Self::Draining => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct IdentityStatus {
     /// Where it is read from.
@@ -123,4 +138,156 @@ pub(crate) struct LastFailure {
     pub at: i64,
     #[serde(flatten)]
     pub failure: Failure,
+}
+
+/// The answer of `/status`: the status with each service's `traffic`, which is asked for by name
+/// and is `null` where there is none. Absent values are `null`; all moments are in seconds since
+/// 1970.
+pub(crate) fn render_json(status: &Status, traffic: impl Fn(&str) -> Option<Traffic>) -> Value {
+    let mut value = serde_json::to_value(status)
+        .expect("plain structs with text keys can always be written as JSON");
+    let services = value["services"].as_array_mut().into_iter().flatten();
+    for (service, shown) in status.services.iter().zip(services) {
+        shown["traffic"] = serde_json::to_value(traffic(&service.name))
+            .expect("plain structs with text keys can always be written as JSON");
+    }
+    value
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::failure::{Phase, Reason, Side};
+
+    /// A certificate that is valid from 1000 to `not_after`.
+    pub(crate) fn certificate(subject: &str, not_after: i64) -> CertificateSummary {
+        CertificateSummary {
+            subject: subject.into(),
+            issuer: "CN=Test CA".into(),
+            names: vec![format!("DNS:{subject}")],
+            serial: "01".into(),
+            fingerprint: "ab".repeat(32),
+            pin: "sha256/AAAA".into(),
+            key: "ECDSA P-256".into(),
+            not_before: 1_000,
+            not_after,
+        }
+    }
+
+    /// A service that serves, with a certificate until 900,000 and a CA until 800,000.
+    pub(crate) fn service(name: &str) -> ServiceStatus {
+        ServiceStatus {
+            name: name.into(),
+            listen: "127.0.0.1:7001".into(),
+            upstream: vec!["billing.internal:8443".into()],
+            state: ServiceState::Ready,
+            problem: None,
+            identity: Some(IdentityStatus {
+                source: "certs/tls.crt, certs/tls.key".into(),
+                chain: vec![certificate("CN=billing", 900_000)],
+                generation: 3,
+                loaded_at: Some(2_000),
+                refused: None,
+            }),
+            trust: Some(TrustStatus {
+                source: "certs/ca.crt".into(),
+                anchors: vec![
+                    certificate("CN=Old CA", 800_000),
+                    certificate("CN=New CA", 990_000),
+                ],
+                left_out: vec![],
+                crls: vec![CrlSummary {
+                    place: "certs/ca.crl".into(),
+                    issuer: "CN=Old CA".into(),
+                    this_update: 1_000,
+                    next_update: Some(700_000),
+                    revoked: 2,
+                }],
+                generation: 1,
+                loaded_at: Some(1_500),
+                refused: None,
+            }),
+            verify: "full",
+            warnings: vec![],
+        }
+    }
+
+    /// A service whose identity is not there yet.
+    pub(crate) fn waiting(name: &str) -> ServiceStatus {
+        let problem = Explained::new(Reason::IdentityMissing, "certs/tls.crt is not there");
+        ServiceStatus {
+            state: ServiceState::Waiting,
+            problem: Some(problem.clone()),
+            identity: Some(IdentityStatus {
+                source: "certs/tls.crt, certs/tls.key".into(),
+                chain: vec![],
+                generation: 0,
+                loaded_at: None,
+                refused: Some(problem),
+            }),
+            ..service(name)
+        }
+    }
+
+    /// A process with these services.
+    pub(crate) fn status(state: ProcessState, services: Vec<ServiceStatus>) -> Status {
+        Status {
+            version: "1.2.3",
+            state,
+            started_at: 1_000,
+            config: ConfigStatus {
+                path: "/etc/tlsward/config.toml".into(),
+                generation: 2,
+                loaded_at: 2_000,
+                refused: None,
+            },
+            services,
+        }
+    }
+
+    /// What one failed connection leaves behind.
+    pub(crate) fn traffic_with_failure() -> Traffic {
+        Traffic {
+            open: 2,
+            ended_ok: 5,
+            failed: 1,
+            last_failure: Some(LastFailure {
+                at: 3_000,
+                failure: Failure::new(
+                    Phase::Handshake,
+                    Side::Upstream,
+                    Reason::UntrustedIssuer,
+                    "issuer CN=Rogue",
+                ),
+            }),
+            ..Traffic::default()
+        }
+    }
+
+    #[test]
+    fn each_service_is_shown_with_its_own_traffic() {
+        let status = status(ProcessState::Ready, vec![service("a"), service("b")]);
+        let value = render_json(&status, |name| (name == "b").then(traffic_with_failure));
+        assert_eq!(value["services"][0]["name"], "a");
+        assert_eq!(value["services"][0]["traffic"], Value::Null);
+        assert_eq!(value["services"][1]["traffic"]["open"], 2);
+        let failure = &value["services"][1]["traffic"]["last_failure"];
+        assert_eq!(failure["at"], 3_000);
+        assert_eq!(failure["phase"], "handshake");
+        assert_eq!(failure["side"], "upstream");
+        assert_eq!(failure["reason"], "untrusted_issuer");
+        assert_eq!(failure["detail"], "issuer CN=Rogue");
+        assert_eq!(failure["hint"], Reason::UntrustedIssuer.hint());
+    }
+
+    #[test]
+    fn states_are_words_and_a_problem_comes_with_its_hint() {
+        let status = status(ProcessState::Degraded, vec![waiting("a")]);
+        let value = render_json(&status, |_| None);
+        assert_eq!(value["state"], "degraded");
+        assert_eq!(value["services"][0]["state"], "waiting");
+        let problem = &value["services"][0]["problem"];
+        assert_eq!(problem["reason"], "identity_missing");
+        assert_eq!(problem["hint"], Reason::IdentityMissing.hint());
+    }
 }

@@ -2,20 +2,228 @@
 
 use std::sync::Arc;
 
-use rustls::ClientConfig;
-use rustls::crypto::CryptoProvider;
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
+use rustls::{
+    ClientConfig, NamedGroup, ProtocolVersion, SignatureAlgorithm, SignatureScheme,
+    SupportedProtocolVersion,
+};
 
 use super::identity::Identity;
+use super::tickets::Tickets;
 use super::trust::Trust;
-use crate::config::TlsPolicy;
+use super::verifier::{Verifier, record_failure};
+use crate::config::{CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
+use crate::failure::{Explained, Reason};
 
-/// A client configuration that presents `identity`, trusts `trust` and holds to `policy`.
+/// A client configuration that presents `identity` (`None`: no certificate at all), trusts `trust`
+/// and holds to `policy`. To be made once per service, identity generation and trust generation:
+/// sessions resume within one configuration and never across two.
+///
+/// 0-RTT is off (it can be replayed, and an opaque proxy cannot know what may be), so are ECH and
+/// certificate compression; records have their full size.
+///
+/// # Errors
+/// [`Reason::BadConfig`] where versions and key exchange groups leave nothing to offer.
 pub(crate) fn client_config(
     policy: &TlsPolicy,
     identity: Option<&Identity>,
     trust: Option<&Arc<Trust>>,
     provider: &CryptoProvider,
-) -> Arc<ClientConfig> {
-    let _ = (policy, identity, trust, provider);
-    unimplemented!()
+) -> Result<Arc<ClientConfig>, Explained> {
+    let verifier = Arc::new(Verifier::new(policy, trust, provider));
+    let versions = versions(policy)?;
+    let provider = CryptoProvider {
+        kx_groups: kx_groups(policy, &versions, provider)?,
+        ..provider.clone()
+    };
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&versions)
+        .map_err(|error| Explained::new(Reason::BadConfig, error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => {
+            builder.with_client_cert_resolver(Arc::new(Presents(Arc::clone(&identity.key))))
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = policy.alpn.iter().map(|name| name.clone().into()).collect();
+    config.enable_sni = policy.sni;
+    config.resumption = match policy.resumption {
+        true => Resumption::store(Arc::new(Tickets::new())),
+        false => Resumption::disabled(),
+    };
+    config.enable_early_data = false;
+    config.enable_secret_extraction = false;
+    config.cert_compressors = Vec::new();
+    config.cert_decompressors = Vec::new();
+    config.max_fragment_size = None;
+    Ok(Arc::new(config))
 }
+
+/// Holds the server to `alpn`: where protocols are offered, it must choose one. (A server that
+/// knows no ALPN goes on without a word, and TLS allows that; one that knows it and shares none
+/// sends the alert `no_application_protocol` itself.) To be asked when the handshake is done.
+///
+/// # Errors
+/// [`Reason::NoSharedAlpn`].
+pub(crate) fn check_alpn(policy: &TlsPolicy, chosen: Option<&[u8]>) -> Result<(), Explained> {
+    let is_offered = |chosen: &[u8]| policy.alpn.iter().any(|name| name.as_bytes() == chosen);
+    if policy.alpn.is_empty() || chosen.is_some_and(is_offered) {
+        return Ok(());
+    }
+    Err(Explained::new(
+        Reason::NoSharedAlpn,
+        format!(
+            "the server chose no protocol; offered: {}",
+            policy.alpn.join(", ")
+        ),
+    ))
+}
+
+/// What is dangerous about a policy: to be said at every start and in status.
+pub(crate) fn warnings(policy: &TlsPolicy) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if policy.verify == Verify::None {
+        warnings.push(
+            "verify = \"none\": the server's certificate is not verified; whoever is in between \
+             can read and change everything"
+                .to_owned(),
+        );
+    }
+    if policy.crl_expired == CrlExpired::Accept {
+        warnings.push(
+            "crl_expired = \"accept\": certificates revoked since the last list go unnoticed"
+                .to_owned(),
+        );
+    }
+    warnings
+}
+
+fn versions(policy: &TlsPolicy) -> Result<Vec<&'static SupportedProtocolVersion>, Explained> {
+    let versions: Vec<_> = [
+        (TlsVersion::Tls12, &rustls::version::TLS12),
+        (TlsVersion::Tls13, &rustls::version::TLS13),
+    ]
+    .into_iter()
+    .filter(|(version, _)| (policy.min_version..=policy.max_version).contains(version))
+    .map(|(_, version)| version)
+    .collect();
+    if versions.is_empty() {
+        return Err(Explained::new(
+            Reason::BadConfig,
+            "min_version is above max_version",
+        ));
+    }
+    Ok(versions)
+}
+
+/// The provider's groups that the policy names, in the policy's order.
+fn kx_groups(
+    policy: &TlsPolicy,
+    versions: &[&'static SupportedProtocolVersion],
+    provider: &CryptoProvider,
+) -> Result<Vec<&'static dyn SupportedKxGroup>, Explained> {
+    let groups: Vec<_> = policy
+        .key_exchange
+        .iter()
+        .filter_map(|wanted| {
+            let wanted = match wanted {
+                KeyExchange::X25519MlKem768 => NamedGroup::X25519MLKEM768,
+                KeyExchange::X25519 => NamedGroup::X25519,
+                KeyExchange::Secp256r1 => NamedGroup::secp256r1,
+                KeyExchange::Secp384r1 => NamedGroup::secp384r1,
+            };
+            let mut groups = provider.kx_groups.iter().copied();
+            groups.find(|group| group.name() == wanted)
+        })
+        .collect();
+    let usable =
+        |version: ProtocolVersion| groups.iter().any(|group| group.usable_for_version(version));
+    if !versions.iter().any(|version| usable(version.version)) {
+        return Err(Explained::new(
+            Reason::BadConfig,
+            "no group of key_exchange can be used with the TLS versions between min_version and \
+             max_version (X25519MLKEM768 needs TLS 1.3)",
+        ));
+    }
+    Ok(groups)
+}
+
+/// Presents one identity whenever a server asks for a certificate, whatever issuers it lists: it
+/// is for the server to say no, and lists are often incomplete.
+///
+/// Where no signature scheme that the server takes fits our key, rustls would present *no*
+/// certificate and go on; a server that merely prefers a certificate would then serve us as a
+/// stranger. So we claim a scheme and refuse to sign: the handshake fails before anything of ours
+/// is finished. A server that asks for no certificate gets none: TLS has no way to offer one.
+#[derive(Debug)]
+struct Presents(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Presents {
+    fn resolve(
+        &self,
+        _root_hint_subjects: &[&[u8]],
+        sigschemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        if self.0.key.choose_scheme(sigschemes).is_some() {
+            return Some(Arc::clone(&self.0));
+        }
+        let refusal = CannotSign {
+            algorithm: self.0.key.algorithm(),
+            accepted: sigschemes.to_vec(),
+        };
+        Some(Arc::new(CertifiedKey::new(
+            self.0.cert.clone(),
+            Arc::new(refusal),
+        )))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A key that signs nothing: ours is of no use to the server.
+#[derive(Clone, Debug)]
+struct CannotSign {
+    algorithm: SignatureAlgorithm,
+    accepted: Vec<SignatureScheme>,
+}
+
+impl SigningKey for CannotSign {
+    fn choose_scheme(&self, _offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        Some(Box::new(self.clone()))
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        self.algorithm
+    }
+}
+
+impl Signer for CannotSign {
+    fn sign(&self, _message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let accepted: Vec<String> = self
+            .accepted
+            .iter()
+            .map(|scheme| format!("{scheme:?}"))
+            .collect();
+        let detail = format!(
+            "our client key ({:?}) makes none of the signatures that the server accepts: {}",
+            self.algorithm,
+            accepted.join(", ")
+        );
+        record_failure(Explained::new(Reason::NoSharedCipher, detail.clone()));
+        Err(rustls::Error::General(detail))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        // Never sent: nothing is signed.
+        SignatureScheme::Unknown(0)
+    }
+}
+
+#[cfg(test)]
+mod tests;

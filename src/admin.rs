@@ -1,0 +1,274 @@
+//! The admin endpoints: health, metrics and status for machines, status and reload for
+//! `tlsward status` and `tlsward reload`.
+//!
+//! Nothing here decides: answers are read from the published [`Status`] and the live counters, and
+//! a reload is asked of control, which owns the configuration.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::metrics::Metrics;
+use crate::status::Status;
+
+pub(crate) mod client;
+mod routes;
+mod server;
+mod socket;
+
+pub(crate) use client::{Client, ClientError};
+pub(crate) use server::Bound;
+
+/// What the endpoints read and ask.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// The newest status.
+    pub status: watch::Receiver<Arc<Status>>,
+    /// The live counters.
+    pub metrics: Arc<Metrics>,
+    /// Control's queue of reloads. Each is carried out after the ones before it.
+    pub reload: mpsc::Sender<ReloadRequest>,
+}
+
+/// Which endpoints a listener has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Surface {
+    /// `admin.listen`: all.
+    Admin,
+    /// `admin.public_listen`: `/livez`, `/readyz` and `/metrics`, without particulars.
+    Public,
+}
+
+impl Surface {
+    /// The key of the configuration.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Admin => "admin.listen",
+            Self::Public => "admin.public_listen",
+        }
+    }
+}
+
+/// Asks control to read the configuration and all credentials again.
+#[derive(Debug)]
+pub(crate) struct ReloadRequest {
+    /// Told when the reload has truly ended: everything is in force, or nothing is. Dropped
+    /// unanswered where the process stops first.
+    pub reply: oneshot::Sender<ReloadOutcome>,
+}
+
+/// How a reload ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub(crate) enum ReloadOutcome {
+    /// The configuration as it stands in the file is in force.
+    Applied(ReloadReport),
+    /// The configuration that was in force still is.
+    Refused(ReloadRefusal),
+}
+
+/// What a reload changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReloadReport {
+    pub config: Change,
+    /// Each identity and trust that was read again.
+    pub credentials: Vec<CredentialReload>,
+    pub services: ServiceChanges,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Change {
+    Changed,
+    Unchanged,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CredentialReload {
+    /// Where it is read from.
+    pub source: String,
+    /// `ok`, `unchanged` or, where the last good one stays in use, a reason's word.
+    pub result: String,
+    /// The particulars of a reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// Names of services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServiceChanges {
+    pub added: Vec<String>,
+    pub changed: Vec<String>,
+    pub removed: Vec<String>,
+}
+
+/// Why a reload changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ReloadRefusal {
+    /// A reason's word.
+    pub reason: String,
+    /// What to do.
+    pub hint: String,
+    /// Every mistake, each with its place.
+    pub problems: Vec<String>,
+}
+
+impl ReloadOutcome {
+    /// Whether everything that was read is in use now: the question of a script.
+    pub(crate) fn is_good(&self) -> bool {
+        match self {
+            Self::Refused(_) => false,
+            Self::Applied(report) => report.credentials.iter().all(CredentialReload::is_good),
+        }
+    }
+}
+
+impl CredentialReload {
+    fn is_good(&self) -> bool {
+        matches!(self.result.as_str(), "ok" | "unchanged")
+    }
+}
+
+/// For people; several lines, the last without an end.
+impl fmt::Display for ReloadOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied(report) => report.fmt(f),
+            Self::Refused(refusal) => refusal.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for ReloadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.config {
+            Change::Changed => "configuration: changed, in force now",
+            Change::Unchanged => "configuration: unchanged",
+        })?;
+        let services = &self.services;
+        for (word, names) in [
+            ("added", &services.added),
+            ("changed", &services.changed),
+            ("removed", &services.removed),
+        ] {
+            if !names.is_empty() {
+                write!(f, "\n  {word}: {}", names.join(", "))?;
+            }
+        }
+        for credential in &self.credentials {
+            write!(f, "\n{}: {}", credential.source, credential.result)?;
+            if let Some(detail) = &credential.detail {
+                write!(f, ": {detail}")?;
+            }
+            if !credential.is_good() {
+                f.write_str(" (the last good one stays in use)")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for ReloadRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "refused: {}; the configuration from before stays in force",
+            self.reason
+        )?;
+        for problem in &self.problems {
+            write!(f, "\n  {problem}")?;
+        }
+        write!(f, "\nhint: {}", self.hint)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::status::ProcessState;
+    use crate::status::tests::{service, status};
+
+    /// Shared state with one ready service, and the other ends: of status and of reloads.
+    pub(crate) fn shared() -> (
+        Arc<Shared>,
+        watch::Sender<Arc<Status>>,
+        mpsc::Receiver<ReloadRequest>,
+    ) {
+        let ready = status(ProcessState::Ready, vec![service("billing")]);
+        let (status, status_read) = watch::channel(Arc::new(ready));
+        let (reload, reloads) = mpsc::channel(4);
+        let shared = Arc::new(Shared {
+            status: status_read,
+            metrics: Arc::new(Metrics::new("1.2.3")),
+            reload,
+        });
+        (shared, status, reloads)
+    }
+
+    pub(crate) fn applied() -> ReloadOutcome {
+        ReloadOutcome::Applied(ReloadReport {
+            config: Change::Changed,
+            credentials: vec![CredentialReload {
+                source: "certs/tls.crt".into(),
+                result: "unchanged".into(),
+                detail: None,
+            }],
+            services: ServiceChanges {
+                added: vec!["a".into(), "b".into()],
+                changed: vec![],
+                removed: vec!["c".into()],
+            },
+        })
+    }
+
+    pub(crate) fn refused() -> ReloadOutcome {
+        ReloadOutcome::Refused(ReloadRefusal {
+            reason: "bad_config".into(),
+            hint: "run tlsward check".into(),
+            problems: vec!["config.toml:3:1: unknown key lisen".into()],
+        })
+    }
+
+    #[test]
+    fn an_outcome_survives_the_way_to_the_client() {
+        for outcome in [applied(), refused()] {
+            let json = serde_json::to_string(&outcome).unwrap();
+            let read: ReloadOutcome = serde_json::from_str(&json).unwrap();
+            assert_eq!(read, outcome);
+        }
+        let json = serde_json::to_value(applied()).unwrap();
+        assert_eq!(json["outcome"], "applied");
+        assert_eq!(json["config"], "changed");
+        assert_eq!(json["services"]["added"][1], "b");
+    }
+
+    #[test]
+    fn an_outcome_is_good_only_if_all_that_was_read_is_in_use() {
+        assert!(applied().is_good());
+        assert!(!refused().is_good());
+        let ReloadOutcome::Applied(mut report) = applied() else {
+            unreachable!()
+        };
+        report.credentials[0].result = "key_mismatch".into();
+        assert!(!ReloadOutcome::Applied(report).is_good());
+    }
+
+    #[test]
+    fn a_refusal_tells_people_what_stays_and_what_to_do() {
+        assert_eq!(
+            refused().to_string(),
+            "refused: bad_config; the configuration from before stays in force\n\
+             \x20 config.toml:3:1: unknown key lisen\n\
+             hint: run tlsward check"
+        );
+        assert_eq!(
+            applied().to_string(),
+            "configuration: changed, in force now\n\
+             \x20 added: a, b\n\
+             \x20 removed: c\n\
+             certs/tls.crt: unchanged"
+        );
+    }
+}

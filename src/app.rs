@@ -1,0 +1,163 @@
+//! The composition root of `tlsward run`: makes the parts, joins them, waits for their end.
+//! Decides nothing.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::aws_lc_rs;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use crate::control::{Control, Refused, Setup};
+use crate::failure::Reason;
+use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
+use crate::signal::{Stop, reload_on_hangup};
+use crate::telemetry::{self, LogFormat};
+
+/// Exit codes (CONTRACT: "Stop").
+pub(crate) const FAILED_TO_START: u8 = 1;
+pub(crate) const BAD_CONFIGURATION: u8 = 2;
+const CONNECTIONS_LEFT: u8 = 3;
+
+/// The version that users see.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What `tlsward run` was asked for.
+#[derive(Debug)]
+pub(crate) struct RunOptions {
+    /// The configuration file, absolute.
+    pub(crate) config: PathBuf,
+    /// Fail at start where a service cannot serve.
+    pub(crate) strict: bool,
+    /// `None`: text on a terminal, JSON elsewhere.
+    pub(crate) log_format: Option<LogFormat>,
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+/// Runs until a signal ends it, and says how it ended.
+pub(crate) async fn run(options: RunOptions) -> ExitCode {
+    let RunOptions {
+        config,
+        strict,
+        log_format,
+        environment,
+    } = options;
+    let format = log_format.unwrap_or_else(|| {
+        if std::io::stderr().is_terminal() {
+            LogFormat::Text
+        } else {
+            LogFormat::Json
+        }
+    });
+    let log = match telemetry::init(format, "info") {
+        Ok(log) => log,
+        Err(error) => return fail(FAILED_TO_START, &error.to_string()),
+    };
+    let shutdown = Shutdown::default();
+    let (reloads, requests) = mpsc::channel(16);
+    let signals =
+        Stop::listen().and_then(|stop| Ok((stop, reload_on_hangup(reloads.clone(), &shutdown)?)));
+    let (mut stop, hangups) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return fail(FAILED_TO_START, &format!("signals: {error}")),
+    };
+    if let Err(error) = raise_open_files() {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+    info!(version = VERSION, config = %config.display(), "starting");
+
+    let setup = Setup {
+        path: config,
+        environment,
+        provider: aws_lc_rs::default_provider(),
+        metrics: Arc::new(Metrics::new(VERSION)),
+        shutdown: shutdown.clone(),
+        log,
+        version: VERSION,
+    };
+    let control = match Control::start(setup, reloads).await {
+        Ok(control) => control,
+        Err(refused) => return refuse_to_start(&refused),
+    };
+    let not_ready = control.not_ready();
+    if strict && !not_ready.is_empty() {
+        for (service, why) in &not_ready {
+            error!(service, reason = %why.reason, detail = why.detail, hint = why.hint,
+                "cannot serve, and --strict was given");
+        }
+        return ExitCode::from(FAILED_TO_START);
+    }
+
+    shutdown.connections().spawn(hangups);
+    let mut control = std::pin::pin!(control.run(requests));
+    let stopped = tokio::select! {
+        stopped = &mut control => stopped,
+        signal = stop.next() => {
+            info!(signal, "draining");
+            shutdown.drain().cancel();
+            control.await
+        }
+    };
+    let drained = drain(&shutdown, stopped.shutdown_timeout, &mut stop).await;
+    stopped.finish().await;
+    if drained {
+        info!("stopped: every connection had ended");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(CONNECTIONS_LEFT)
+    }
+}
+
+/// Waits for connections to end by themselves; at the deadline, or at a second signal, ends them.
+/// True if none was left to end.
+async fn drain(shutdown: &Shutdown, timeout: Duration, stop: &mut Stop) -> bool {
+    let connections = shutdown.connections();
+    connections.close();
+    let why = tokio::select! {
+        biased;
+        () = connections.wait() => return true,
+        signal = stop.next() => signal,
+        () = tokio::time::sleep(timeout) => "shutdown_timeout",
+    };
+    warn!(
+        because = why,
+        open = connections.len(),
+        "ending the connections that are still open"
+    );
+    shutdown.abort().cancel();
+    connections.wait().await;
+    false
+}
+
+fn refuse_to_start(refused: &Refused) -> ExitCode {
+    error!(reason = %refused.why.reason, detail = refused.why.detail, hint = refused.why.hint,
+        "cannot start");
+    for problem in &refused.problems {
+        eprintln!("{problem}\n");
+    }
+    ExitCode::from(if refused.why.reason == Reason::BadConfig {
+        BAD_CONFIGURATION
+    } else {
+        FAILED_TO_START
+    })
+}
+
+fn fail(code: u8, why: &str) -> ExitCode {
+    eprintln!("tlsward: {why}");
+    ExitCode::from(code)
+}
+
+/// Two descriptors a connection: the soft limit of 1,024 that a shell gives is for programs that
+/// use select(2).
+fn raise_open_files() -> std::io::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit)?;
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! `tlsward check`: everything that a start would read, judged, and shown in a table.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use comfy_table::{Table, presets};
+use rustls_pki_types::UnixTime;
+use serde::Serialize;
+
+use crate::config::{Config, Origin, Service};
+use crate::control::{State, source_name};
+use crate::failure::Explained;
+use crate::source::SourceKey;
+use crate::tls::client_config;
+use crate::tls::summary::CertificateSummary;
+
+/// What a check found, service by service.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) services: Vec<ServiceReport>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct ServiceReport {
+    pub(crate) service: String,
+    pub(crate) listen: String,
+    pub(crate) upstream: Vec<String>,
+    /// The client certificate; `None` where there is none, or none that can be used.
+    pub(crate) identity: Option<CertificateSummary>,
+    pub(crate) identity_source: Option<String>,
+    pub(crate) days_left: Option<i64>,
+    /// The CA certificates.
+    pub(crate) anchors: Vec<CertificateSummary>,
+    pub(crate) trust_source: Option<String>,
+    pub(crate) problems: Vec<Explained>,
+    pub(crate) warnings: Vec<String>,
+    /// Where each value comes from, by key.
+    pub(crate) values: BTreeMap<&'static str, String>,
+}
+
+impl Report {
+    /// The report on everything in `state` at `now`.
+    pub(crate) fn of(state: &State, now: UnixTime) -> Self {
+        let services = state
+            .config
+            .services
+            .values()
+            .map(|service| one(state, service, now));
+        Self {
+            services: services.collect(),
+        }
+    }
+
+    /// Every service could serve.
+    pub(crate) fn is_good(&self) -> bool {
+        self.services
+            .iter()
+            .all(|service| service.problems.is_empty())
+    }
+
+    /// For people: a table, then problems and warnings.
+    pub(crate) fn text(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header([
+            "SERVICE",
+            "LISTEN",
+            "UPSTREAM",
+            "IDENTITY",
+            "ISSUER",
+            "DAYS LEFT",
+            "SET IN",
+        ]);
+        for service in &self.services {
+            let (identity, issuer) = match (&service.identity, &service.identity_source) {
+                (Some(leaf), _) => {
+                    let name = leaf
+                        .names
+                        .first()
+                        .map_or(String::new(), |name| format!(" ({name})"));
+                    (format!("{}{name}", leaf.subject), leaf.issuer.clone())
+                }
+                (None, None) => ("none (client_auth = false)".to_owned(), "-".to_owned()),
+                (None, Some(source)) => (format!("NOT USABLE: {source}"), "-".to_owned()),
+            };
+            table.add_row([
+                service.service.clone(),
+                service.listen.clone(),
+                service.upstream.join("\n"),
+                identity,
+                issuer,
+                service
+                    .days_left
+                    .map_or("-".to_owned(), |days| days.to_string()),
+                service.identity_set_in().to_owned(),
+            ]);
+        }
+        let mut text = table.trim_fmt();
+        text.push('\n');
+        for service in &self.services {
+            for problem in &service.problems {
+                let _ = write!(
+                    text,
+                    "\nproblem in services.{}: {problem}\n  fix: {}\n",
+                    service.service, problem.hint
+                );
+            }
+            for warning in &service.warnings {
+                let _ = write!(
+                    text,
+                    "\nwarning for services.{}: {warning}\n",
+                    service.service
+                );
+            }
+        }
+        text
+    }
+}
+
+impl ServiceReport {
+    fn identity_set_in(&self) -> &str {
+        ["tls.cert", "tls.bundle", "tls.client_auth"]
+            .iter()
+            .find_map(|key| self.values.get(key))
+            .map_or("-", String::as_str)
+    }
+}
+
+fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
+    let identity = service
+        .identity
+        .as_ref()
+        .map(|source| state.credentials.identity(source));
+    let trust = service
+        .trust
+        .as_ref()
+        .map(|source| state.credentials.trust(source));
+    let good_identity = identity
+        .and_then(|loaded| loaded.current())
+        .map(|good| &good.value);
+    let good_trust = trust
+        .and_then(|loaded| loaded.current())
+        .map(|good| &good.value);
+    let refused_identity = identity.and_then(|loaded| loaded.refused());
+    let refused_trust = trust.and_then(|loaded| loaded.refused());
+    let mut problems: Vec<Explained> = refused_identity
+        .into_iter()
+        .chain(refused_trust)
+        .cloned()
+        .collect();
+    if problems.is_empty() {
+        problems.extend(state.route_of(service).err());
+    }
+    let mut warnings = client_config::warnings(&service.tls);
+    warnings.extend(
+        good_identity
+            .into_iter()
+            .flat_map(|identity| identity.warnings.clone()),
+    );
+    warnings.extend(
+        good_trust
+            .into_iter()
+            .flat_map(|trust| trust.left_out.clone()),
+    );
+    let leaf = good_identity.map(|identity| identity.leaf());
+    ServiceReport {
+        service: service.name.to_string(),
+        listen: service.listen.to_string(),
+        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        identity: leaf.cloned(),
+        identity_source: service
+            .identity
+            .clone()
+            .map(SourceKey::Identity)
+            .as_ref()
+            .map(source_name),
+        days_left: leaf.map(|leaf| leaf.days_left(now)),
+        anchors: good_trust.map_or(Vec::new(), |trust| trust.anchors.clone()),
+        trust_source: service
+            .trust
+            .clone()
+            .map(SourceKey::Trust)
+            .as_ref()
+            .map(source_name),
+        problems,
+        warnings,
+        values: values(&state.config, service),
+    }
+}
+
+/// Where each value of a service comes from, in words.
+fn values(config: &Config, service: &Service) -> BTreeMap<&'static str, String> {
+    let Some(origins) = config.origins.0.get(&service.name) else {
+        return BTreeMap::new();
+    };
+    let words = |origin: &Origin| match origin {
+        Origin::BuiltIn => "built-in default".to_owned(),
+        Origin::Defaults { line } => format!("[defaults], line {line}"),
+        Origin::Service { line } => format!("[services.{}], line {line}", service.name),
+        Origin::Environment(variable) => (*variable).to_owned(),
+    };
+    origins
+        .iter()
+        .map(|(key, origin)| (*key, words(origin)))
+        .collect()
+}

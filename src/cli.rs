@@ -1,0 +1,383 @@
+//! Arguments and subcommands. The only reader of the environment.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use rustls::crypto::aws_lc_rs;
+use serde::Serialize;
+
+use crate::admin::{Client, ReloadOutcome};
+use crate::app::{self, BAD_CONFIGURATION, FAILED_TO_START, RunOptions};
+use crate::config::{Config, Listen, ServiceName};
+use crate::control::{self, Refused, State};
+use crate::demo::{self, DemoOptions};
+use crate::telemetry::LogFormat;
+use crate::{check, clock, probe, status};
+
+/// Plain TCP in, verified mutual TLS out: each service with its own client certificate, renewed
+/// while it runs.
+#[derive(Debug, Parser)]
+#[command(name = "tlsward", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM or SIGINT.
+    Run {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Fail at start (exit code 1) if a service cannot serve, instead of waiting for its files.
+        #[arg(long)]
+        strict: bool,
+        /// How log lines are written. Default: text on a terminal, json elsewhere.
+        #[arg(long, value_enum)]
+        log_format: Option<Format>,
+    },
+    /// Read the configuration and every certificate, and show what would be used.
+    ///
+    /// Exit code 0: all good; 1: a certificate, key or CA cannot be used; 2: mistakes in the
+    /// configuration.
+    Check {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a real handshake with a service's upstream and its identity, and tell the verdict.
+    ///
+    /// Exit code 0: accepted; 1: not; 2: mistakes in the configuration.
+    Probe {
+        /// The service.
+        #[arg(required_unless_present = "all")]
+        service: Option<String>,
+        /// Every service.
+        #[arg(long, conflicts_with = "service")]
+        all: bool,
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask the running process to read configuration and certificates again, and wait for the end.
+    ///
+    /// Exit code 0: everything in the files is in use; 1: something was refused.
+    Reload(Ask),
+    /// Show what the running process does.
+    Status(Ask),
+    /// See it work: a throw-away CA, an mTLS server, the proxy, traffic and a live rotation.
+    Demo {
+        /// Leave everything up at the end, until Ctrl-C.
+        #[arg(long)]
+        keep_running: bool,
+        /// Where to write configuration and certificates. Default: ./tlsward-demo.
+        #[arg(long, value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Print a completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// The configuration file. Default: config.toml here if there is one, else
+    /// /etc/tlsward/config.toml.
+    #[arg(short, long, value_name = "FILE", env = "TLSWARD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Ask {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The admin endpoint, HOST:PORT or unix:PATH. Default: what the configuration says.
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Runs the program with the process's arguments and environment.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // To standard output for --help, to standard error for mistakes; if that is closed,
+            // nobody listens.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIGURATION));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}"));
+        }
+    };
+    let code = runtime.block_on(carry_out(arguments.command));
+    // A look-up that hangs in the system's resolver must not keep the process.
+    runtime.shutdown_background();
+    code
+}
+
+async fn carry_out(command: Command) -> ExitCode {
+    match command {
+        Command::Run {
+            file,
+            strict,
+            log_format,
+        } => {
+            let log_format = log_format.map(|format| match format {
+                Format::Text => LogFormat::Text,
+                Format::Json => LogFormat::Json,
+            });
+            let options = RunOptions {
+                config: file.path(),
+                strict,
+                log_format,
+                environment: environment(),
+            };
+            app::run(options).await
+        }
+        Command::Check { file, json } => match examine(file.path()).await {
+            Ok(state) => {
+                let report = check::Report::of(&state, clock::unix_now());
+                let code = if report.is_good() { 0 } else { FAILED_TO_START };
+                print(json, &report, || report.text(), code)
+            }
+            Err(refused) => refuse(&refused, json),
+        },
+        Command::Probe {
+            service,
+            all: _,
+            file,
+            json,
+        } => match examine(file.path()).await {
+            Ok(state) => probe(&state, service.as_deref(), json).await,
+            Err(refused) => refuse(&refused, json),
+        },
+        Command::Reload(ask) => reload(ask).await,
+        Command::Status(ask) => show_status(ask).await,
+        Command::Demo {
+            keep_running,
+            directory,
+        } => {
+            let now = UNIX_EPOCH + Duration::from_secs(clock::unix_now().as_secs());
+            match demo::run(
+                DemoOptions {
+                    keep_running,
+                    directory,
+                },
+                now,
+            )
+            .await
+            {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => complain(FAILED_TO_START, &error.to_string()),
+            }
+        }
+        Command::Schema => {
+            let schema = crate::config::schema();
+            print(true, &schema, String::new, 0)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "tlsward",
+                &mut std::io::stdout(),
+            );
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+async fn examine(path: PathBuf) -> Result<State, Refused> {
+    control::examine(path, &environment(), aws_lc_rs::default_provider()).await
+}
+
+async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {
+    let names: Vec<ServiceName> = match service {
+        None => state.config.services.keys().cloned().collect(),
+        Some(wanted) => {
+            let found = state
+                .config
+                .services
+                .keys()
+                .find(|name| name.as_str() == wanted);
+            let Some(name) = found else {
+                let known: Vec<&str> = state
+                    .config
+                    .services
+                    .keys()
+                    .map(ServiceName::as_str)
+                    .collect();
+                let why = format!("no service {wanted:?}; there are: {}", known.join(", "));
+                return complain(BAD_CONFIGURATION, &why);
+            };
+            vec![name.clone()]
+        }
+    };
+    let mut reports = Vec::new();
+    for name in &names {
+        reports.extend(probe::probe(state, name).await);
+    }
+    let good = reports.iter().all(probe::Report::is_good);
+    let now = clock::unix_now();
+    let text = || {
+        reports
+            .iter()
+            .map(|report| report.text(now))
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    print(json, &reports, text, if good { 0 } else { FAILED_TO_START })
+}
+
+async fn reload(ask: Ask) -> ExitCode {
+    let json = ask.json;
+    let client = match ask.client() {
+        Ok(client) => client,
+        Err(code) => return code,
+    };
+    match client.reload().await {
+        Ok(outcome) => {
+            let code = if ReloadOutcome::is_good(&outcome) {
+                0
+            } else {
+                FAILED_TO_START
+            };
+            print(json, &outcome, || format!("{outcome}\n"), code)
+        }
+        Err(error) => complain(FAILED_TO_START, &error.to_string()),
+    }
+}
+
+async fn show_status(ask: Ask) -> ExitCode {
+    let json = ask.json;
+    let client = match ask.client() {
+        Ok(client) => client,
+        Err(code) => return code,
+    };
+    match client.status().await {
+        Ok(value) => {
+            let now = clock::unix_seconds();
+            print(json, &value, || status::render_table(&value, now), 0)
+        }
+        Err(error) => complain(FAILED_TO_START, &error.to_string()),
+    }
+}
+
+impl ConfigFile {
+    /// Absolute, so that messages and relative paths in it mean the same wherever they are read.
+    fn path(&self) -> PathBuf {
+        let path = self.config.clone().unwrap_or_else(|| {
+            let here = PathBuf::from("config.toml");
+            if here.exists() {
+                here
+            } else {
+                PathBuf::from("/etc/tlsward/config.toml")
+            }
+        });
+        std::path::absolute(&path).unwrap_or(path)
+    }
+}
+
+impl Ask {
+    /// The client for the endpoint that the user, or else the configuration, names.
+    fn client(&self) -> Result<Client, ExitCode> {
+        let refuse = |why: String| complain(BAD_CONFIGURATION, &why);
+        if let Some(address) = &self.admin {
+            let listen =
+                Listen::of_argument(address).map_err(|why| refuse(format!("--admin: {why}")))?;
+            return Ok(Client::new(listen, "--admin"));
+        }
+        let path = self.file.path();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a command that ends at once; it wants one address and no consistent reading"
+        )]
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| refuse(format!("{}: {error}; or name --admin", path.display())))?;
+        // The file may be the very one that the running process refuses, so only this address is
+        // asked of it.
+        let listen = Config::admin_listen(&text, &path, &environment())
+            .map_err(|why| refuse(format!("{}: {why}; or name --admin", path.display())))?;
+        match listen {
+            Some(listen) => Ok(Client::new(listen, &path.display().to_string())),
+            None => Err(refuse(format!(
+                "{} says admin.listen = \"off\"",
+                path.display()
+            ))),
+        }
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place that reads the environment; what is not UTF-8 cannot be meant for us"
+)]
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Prints a result in the form that was asked for.
+fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String, code: u8) -> ExitCode {
+    let text = if json {
+        match serde_json::to_string_pretty(value) {
+            Ok(text) => format!("{text}\n"),
+            Err(error) => return complain(FAILED_TO_START, &error.to_string()),
+        }
+    } else {
+        text()
+    };
+    // A reader that has gone (a pager that was quit) is no failure.
+    let _ = anstream::stdout().write_all(text.as_bytes());
+    ExitCode::from(code)
+}
+
+fn refuse(refused: &Refused, json: bool) -> ExitCode {
+    if json {
+        return print(true, &refused.problems, String::new, BAD_CONFIGURATION);
+    }
+    for problem in &refused.problems {
+        eprintln!("{problem}\n");
+    }
+    let count = refused.problems.len();
+    eprintln!(
+        "{count} mistake{} in the configuration",
+        if count == 1 { "" } else { "s" }
+    );
+    ExitCode::from(BAD_CONFIGURATION)
+}
+
+fn complain(code: u8, why: &str) -> ExitCode {
+    eprintln!("tlsward: {why}");
+    ExitCode::from(code)
+}

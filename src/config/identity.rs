@@ -1,0 +1,162 @@
+//! Which client certificate a service presents. `cert` and `key`, `bundle` and
+//! `client_auth = false` are one setting in several keys: a table that says one of them replaces
+//! what would be inherited as a whole, because half of it would mix two identities.
+
+use std::path::PathBuf;
+
+use super::IdentitySource;
+use super::document::{Slot, TlsTable};
+use super::problem::{At, Findings, Wrong};
+
+/// What one table says of the identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Nothing: it is inherited.
+    Nothing,
+    /// Something that was reported as wrong.
+    Invalid,
+    /// `cert` and `key`.
+    Pair {
+        cert: (PathBuf, At),
+        key: (PathBuf, At),
+    },
+    /// `bundle`.
+    Bundle(PathBuf, At),
+    /// `client_auth = false`.
+    None(At),
+}
+
+impl Said {
+    /// Reads the identity keys of one table, which is called `path`; `farther` is what it would
+    /// inherit.
+    pub(super) fn in_table(
+        tls: &TlsTable,
+        path: &str,
+        farther: &[&Self],
+        findings: &mut Findings<'_>,
+    ) -> Self {
+        let none = match &tls.client_auth {
+            Slot::Set(false, at) => Some(*at),
+            _ => None,
+        };
+        let written = |name: &'static str, slot: &Slot<PathBuf>| slot.is_written().then_some(name);
+        let files: Vec<&str> = [
+            written("cert", &tls.cert),
+            written("key", &tls.key),
+            written("bundle", &tls.bundle),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+
+        if let (Some(at), [first, ..]) = (none, files.as_slice()) {
+            return report(
+                findings,
+                at,
+                format!("{path}.client_auth"),
+                Wrong::new(
+                    format!("client_auth = false presents no certificate, but {first} names one"),
+                    format!(
+                        "remove one of the two: client_auth, or {}",
+                        files.join(" and ")
+                    ),
+                ),
+            );
+        }
+        if let (Some(at), true) = (tls.bundle.at(), files.len() > 1) {
+            return report(
+                findings,
+                at,
+                format!("{path}.bundle"),
+                Wrong::new(
+                    format!(
+                        "bundle holds key and certificates, but {} is there too",
+                        files[0]
+                    ),
+                    "keep either bundle, or cert and key",
+                ),
+            );
+        }
+        match (&tls.cert, &tls.key, &tls.bundle, none) {
+            (Slot::Absent, Slot::Absent, Slot::Absent, Some(at)) => Self::None(at),
+            (Slot::Absent, Slot::Absent, Slot::Absent, None)
+                if tls.client_auth == Slot::Invalid =>
+            {
+                Self::Invalid
+            }
+            (Slot::Absent, Slot::Absent, Slot::Absent, None) => Self::Nothing,
+            (Slot::Absent, Slot::Absent, Slot::Set(bundle, at), _) => {
+                Self::Bundle(bundle.clone(), *at)
+            }
+            (Slot::Set(cert, cert_at), Slot::Set(key, key_at), Slot::Absent, _) => Self::Pair {
+                cert: (cert.clone(), *cert_at),
+                key: (key.clone(), *key_at),
+            },
+            (Slot::Set(_, at), Slot::Absent, Slot::Absent, _) => report(
+                findings,
+                *at,
+                format!("{path}.cert"),
+                half(*at, "cert", "key", farther),
+            ),
+            (Slot::Absent, Slot::Set(_, at), Slot::Absent, _) => report(
+                findings,
+                *at,
+                format!("{path}.key"),
+                half(*at, "key", "cert", farther),
+            ),
+            _ => Self::Invalid,
+        }
+    }
+
+    /// The files to read, if any.
+    pub(super) fn source(&self) -> Option<IdentitySource> {
+        match self {
+            Self::Nothing | Self::Invalid | Self::None(_) => None,
+            Self::Pair { cert, key } => Some(IdentitySource::Pair {
+                cert: cert.0.clone(),
+                key: key.0.clone(),
+            }),
+            Self::Bundle(path, _) => Some(IdentitySource::Bundle(path.clone())),
+        }
+    }
+
+    /// The keys that say it, and where.
+    pub(super) fn keys(&self) -> Vec<(&'static str, At)> {
+        match self {
+            Self::Nothing | Self::Invalid => Vec::new(),
+            Self::Pair { cert, key } => vec![("tls.cert", cert.1), ("tls.key", key.1)],
+            Self::Bundle(_, at) => vec![("tls.bundle", *at)],
+            Self::None(at) => vec![("tls.client_auth", *at)],
+        }
+    }
+}
+
+fn report(findings: &mut Findings<'_>, at: At, key: String, wrong: Wrong) -> Said {
+    findings.report(at, key, wrong);
+    Said::Invalid
+}
+
+/// A certificate without its key, or the reverse.
+fn half(at: At, here: &str, missing: &str, farther: &[&Said]) -> Wrong {
+    if let At::Variable(variable) = at {
+        return Wrong::new(
+            format!(
+                "{variable} is set and the variable for the {missing} is not; a {missing} from elsewhere would not fit"
+            ),
+            "set both TLSWARD_TLS_CERT and TLSWARD_TLS_KEY, or neither",
+        );
+    }
+    let inherited = farther.iter().find(|said| !matches!(said, Said::Nothing));
+    match inherited {
+        Some(Said::Pair { .. }) => Wrong::new(
+            format!(
+                "{here} is set here and {missing} is not; the inherited {missing} belongs to another {here}, so the two would not fit"
+            ),
+            format!("set {missing} here too, or remove {here} to inherit both"),
+        ),
+        _ => Wrong::new(
+            format!("{here} is set here and {missing} is not"),
+            format!("set {missing} here too; where one file holds both, name it in bundle instead"),
+        ),
+    }
+}

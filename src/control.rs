@@ -1,0 +1,726 @@
+//! The single writer. Whatever changes comes in here as an event, is decided by [`state`] without
+//! I/O, and goes out as finished values: a route to each listener that it concerns, a status to
+//! whoever reads it.
+//!
+//! A reload is parse, plan, prepare (take every new address), commit: all or nothing. Starting is
+//! a reload from the empty configuration, so there is one path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::CryptoProvider;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admin::{
+    Change, CredentialReload, ReloadOutcome, ReloadRefusal, ReloadReport, ReloadRequest,
+    ServiceChanges,
+};
+use crate::clock;
+use crate::config::{Config, Listen};
+use crate::failure::{Explained, Reason};
+use crate::material::Part;
+use crate::metrics::Metrics;
+use crate::proxy::listener::Bound;
+use crate::proxy::resolve::Resolver;
+use crate::route::Route;
+use crate::shutdown::Shutdown;
+use crate::source::{
+    self, Batch, Batches, Material, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
+};
+use crate::status::{ConfigStatus, ProcessState, ServiceState, Status};
+use crate::telemetry;
+
+mod credentials;
+mod endpoints;
+mod report;
+mod state;
+
+pub(crate) use credentials::Loaded;
+use credentials::{Credentials, Judged, Verdict};
+use endpoints::Endpoints;
+pub(crate) use report::source_name;
+pub(crate) use state::State;
+use state::{Plan, address};
+
+/// How soon a listener whose address turned out to be taken is tried again.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// What control is made with.
+pub(crate) struct Setup {
+    /// The configuration file, absolute.
+    pub(crate) path: PathBuf,
+    /// The environment, for `${VAR}` and `TLSWARD_*`.
+    pub(crate) environment: BTreeMap<String, String>,
+    pub(crate) provider: CryptoProvider,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) log: telemetry::Handle,
+    pub(crate) version: &'static str,
+}
+
+/// Why a configuration did not come into force.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused {
+    pub(crate) why: Explained,
+    /// Every mistake, each with its place.
+    pub(crate) problems: Vec<String>,
+}
+
+/// The running whole.
+pub(crate) struct Control {
+    setup: Setup,
+    state: State,
+    listeners: BTreeMap<Listen, Listener>,
+    endpoints: Endpoints,
+    resolver: Arc<Resolver>,
+    watch: Watch,
+    batches: Batches,
+    /// The newest text of the configuration file, in force or not.
+    text: Result<Part, Explained>,
+    /// Why that text is not in force, if it is not.
+    refused: Option<Refused>,
+    generation: u64,
+    loaded_at: i64,
+    started_at: i64,
+    requests: Vec<(Ticket, ReloadRequest)>,
+    status: watch::Sender<Arc<Status>>,
+}
+
+enum Listener {
+    /// Waits for a route (`None`), or could not listen.
+    Bound(Box<Bound>, Option<Explained>),
+    Serving {
+        routes: watch::Sender<Arc<Route>>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    },
+}
+
+/// What is left when control has stopped.
+pub(crate) struct Stopped {
+    pub(crate) shutdown_timeout: Duration,
+    endpoints: Endpoints,
+    watch: Watch,
+}
+
+impl Stopped {
+    /// Ends the endpoints, which answer until the last connection has ended.
+    pub(crate) async fn finish(self) {
+        self.endpoints.stop().await;
+        self.watch.stop().await;
+    }
+}
+
+impl Control {
+    /// Reads configuration and credentials, takes all addresses and begins to serve what can be
+    /// served.
+    ///
+    /// # Errors
+    /// The configuration has mistakes, or an address is not to be had. Missing or bad
+    /// credentials are no error: [`Self::not_ready`] tells of them.
+    pub(crate) async fn start(
+        setup: Setup,
+        reloads: mpsc::Sender<ReloadRequest>,
+    ) -> Result<Self, Refused> {
+        let now = clock::unix_seconds();
+        let metrics = Arc::clone(&setup.metrics);
+        let provider = setup.provider.clone();
+        let first = Status {
+            version: setup.version,
+            state: ProcessState::Starting,
+            started_at: now,
+            config: ConfigStatus {
+                path: setup.path.display().to_string(),
+                generation: 0,
+                loaded_at: now,
+                refused: None,
+            },
+            services: Vec::new(),
+        };
+        let (status, published) = watch::channel(Arc::new(first));
+        let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads);
+        let readings = read(BTreeSet::from([SourceKey::Config(setup.path.clone())])).await;
+        let text = config_text(readings.first());
+        let (watch, batches) = source::watch(
+            BTreeSet::from([SourceKey::Config(setup.path.clone())]),
+            &readings,
+            WatchOptions::default(),
+        );
+        let mut control = Self {
+            state: State::new(Config::empty(), provider, metrics),
+            setup,
+            listeners: BTreeMap::new(),
+            endpoints,
+            resolver: Arc::default(),
+            watch,
+            batches,
+            text,
+            refused: None,
+            generation: 0,
+            loaded_at: now,
+            started_at: now,
+            requests: Vec::new(),
+            status,
+        };
+        control.reload(Trigger::Start).await?;
+        Ok(control)
+    }
+
+    /// Services that do not serve as configured, each with the reason.
+    pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
+        let status = self.status.borrow();
+        let waiting = status
+            .services
+            .iter()
+            .filter(|service| service.state != ServiceState::Ready);
+        waiting
+            .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
+            .collect()
+    }
+
+    /// Carries out what happens until the drain begins; then stops accepting.
+    pub(crate) async fn run(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
+        let drain = self.setup.shutdown.drain().clone();
+        let mut health = self.watch.health();
+        loop {
+            let timer = self.next_timer();
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => break,
+                batch = self.batches.recv() => match batch {
+                    Some(batch) => self.take(batch).await,
+                    // The watch ends only with us.
+                    None => break,
+                },
+                Some(request) = reloads.recv() => {
+                    self.requests.push((self.watch.request(), request));
+                }
+                Ok(()) = health.changed() => {
+                    info!(how = %health.borrow_and_update().noticing, "changes are noticed by");
+                    self.publish();
+                }
+                () = timer => self.timer_fired(),
+            }
+        }
+        self.stop().await
+    }
+
+    async fn stop(mut self) -> Stopped {
+        // Dropped requests are told that the process stops.
+        self.requests.clear();
+        self.publish();
+        for listener in std::mem::take(&mut self.listeners).into_values() {
+            close(listener).await;
+        }
+        Stopped {
+            shutdown_timeout: self.state.config.shutdown_timeout,
+            endpoints: self.endpoints,
+            watch: self.watch,
+        }
+    }
+
+    /// What was read again because it changed, or because it was asked for.
+    async fn take(&mut self, batch: Batch) {
+        let Batch {
+            trigger,
+            readings,
+            answers,
+            ..
+        } = batch;
+        let config = SourceKey::Config(self.setup.path.clone());
+        let new_text = readings.iter().find(|reading| reading.key == config);
+        // Credentials first: a new configuration may depend on those that changed with it.
+        let judged = self.judge(&readings, trigger);
+        self.publish_routes();
+        let mut result = None;
+        if let Some(reading) = new_text {
+            self.text = config_text(Some(reading));
+            result = Some(self.reload(trigger).await);
+        } else if !answers.is_empty() && self.refused.is_some() {
+            // The cause may be gone although the file is the same: an address that is free now.
+            result = Some(self.reload(trigger).await);
+        }
+        self.publish();
+        if answers.is_empty() {
+            return;
+        }
+        let outcome = self.outcome(result, &judged);
+        let answered = |(ticket, _): &mut (Ticket, ReloadRequest)| answers.contains(ticket);
+        for (_, request) in self.requests.extract_if(.., answered) {
+            // Whoever asked may have gone.
+            let _ = request.reply.send(outcome.clone());
+        }
+    }
+
+    fn outcome(
+        &self,
+        result: Option<Result<ServiceChanges, Refused>>,
+        judged: &[Judged],
+    ) -> ReloadOutcome {
+        let (config, services) = match result {
+            Some(Err(refused)) => {
+                return ReloadOutcome::Refused(ReloadRefusal {
+                    reason: refused.why.reason.to_string(),
+                    hint: refused.why.hint.to_owned(),
+                    problems: refused.problems,
+                });
+            }
+            Some(Ok(services)) => (Change::Changed, services),
+            None => (Change::Unchanged, ServiceChanges::default()),
+        };
+        let credentials = Credentials::sources(&self.state.config)
+            .into_iter()
+            .map(|key| {
+                let changed = judged.iter().any(|judged| judged.key == key);
+                let (result, detail) = match self.refusal(&key) {
+                    Some(why) => (why.reason.to_string(), Some(why.detail.clone())),
+                    None if changed => ("ok".to_owned(), None),
+                    None => ("unchanged".to_owned(), None),
+                };
+                CredentialReload {
+                    source: source_name(&key),
+                    result,
+                    detail,
+                }
+            })
+            .collect();
+        ReloadOutcome::Applied(ReloadReport {
+            config,
+            credentials,
+            services,
+        })
+    }
+
+    fn refusal(&self, key: &SourceKey) -> Option<&Explained> {
+        match key {
+            SourceKey::Identity(source) => self.state.credentials.identity(source).refused(),
+            SourceKey::Trust(source) => self.state.credentials.trust(source).refused(),
+            SourceKey::Config(_) => None,
+        }
+    }
+
+    /// Proves credentials and says what became of each.
+    fn judge(&mut self, readings: &[Reading], trigger: Trigger) -> Vec<Judged> {
+        let now = clock::unix_now();
+        let provider = self.state.provider().clone();
+        let judged = self.state.credentials.judge(readings, now, &provider);
+        self.tell(&judged, trigger);
+        judged
+    }
+
+    fn tell(&self, judged: &[Judged], trigger: Trigger) {
+        let now = clock::unix_seconds();
+        for judged in judged {
+            report::log_judged(judged, &self.state, trigger);
+            let result = match &judged.verdict {
+                Verdict::Published { .. } => "ok",
+                Verdict::Refused(why) => why.reason.as_str(),
+            };
+            let kind = report::source_kind(&judged.key);
+            self.setup.metrics.reloaded(kind, trigger, result, now);
+        }
+    }
+
+    /// Brings the newest text into force, or leaves everything as it is.
+    async fn reload(&mut self, trigger: Trigger) -> Result<ServiceChanges, Refused> {
+        let result = self.attempt().await;
+        let now = clock::unix_seconds();
+        match result {
+            Ok(changes) => {
+                self.refused = None;
+                self.generation += 1;
+                self.loaded_at = now;
+                self.setup.metrics.reloaded("config", trigger, "ok", now);
+                info!(
+                    generation = self.generation,
+                    trigger = trigger.as_str(),
+                    services = self.state.config.services.len(),
+                    added = changes.added.len(),
+                    changed = changes.changed.len(),
+                    removed = changes.removed.len(),
+                    "configuration in force"
+                );
+                self.publish();
+                Ok(changes)
+            }
+            Err(refused) => {
+                let reason = refused.why.reason;
+                self.setup
+                    .metrics
+                    .reloaded("config", trigger, reason.as_str(), now);
+                if trigger != Trigger::Start {
+                    error!(
+                        reason = %reason, detail = refused.why.detail, hint = refused.why.hint,
+                        trigger = trigger.as_str(),
+                        "configuration refused; the one in force goes on"
+                    );
+                }
+                self.refused = Some(refused.clone());
+                self.publish();
+                Err(refused)
+            }
+        }
+    }
+
+    /// Parse, plan, prepare, commit.
+    async fn attempt(&mut self) -> Result<ServiceChanges, Refused> {
+        let config = parse(&self.text, &self.setup.path, &self.setup.environment)?;
+        let held: BTreeSet<Listen> = self.listeners.keys().cloned().collect();
+        let plan = self.state.plan(&config, &held);
+
+        let prepared = self.prepare(&plan, &config)?;
+        let sources = Credentials::sources(&config);
+        let unread = self.state.credentials.unread(&sources);
+        let readings = read(unread).await;
+        Ok(self.commit(config, plan, prepared, &readings).await)
+    }
+
+    /// Takes every new address; on any failure gives all of them back.
+    fn prepare(&mut self, plan: &Plan, config: &Config) -> Result<Prepared, Refused> {
+        let mut failures = Vec::new();
+        let mut listeners = Vec::new();
+        for listen in &plan.bind {
+            let service = config
+                .services
+                .values()
+                .find(|service| address(service) == *listen);
+            // The listener's own key, with what the plan leaves out (a unix socket's mode).
+            let listen = service.map_or(listen, |service| &service.listen);
+            match Bound::bind(listen) {
+                Ok(bound) => listeners.push(bound),
+                Err(why) => {
+                    let name = service.map_or("", |service| service.name.as_str());
+                    failures.push(format!("services.{name}.listen: {}", why.detail));
+                }
+            }
+        }
+        let endpoints = match self.endpoints.prepare(&config.admin) {
+            Ok(endpoints) => Some(endpoints),
+            Err(whys) => {
+                failures.extend(whys.into_iter().map(|why| why.detail));
+                None
+            }
+        };
+        match endpoints {
+            Some(endpoints) if failures.is_empty() => Ok(Prepared {
+                listeners,
+                endpoints,
+            }),
+            Some(_) | None => Err(Refused {
+                why: Explained::new(Reason::BindFailed, failures.join("; ")),
+                problems: failures,
+            }),
+        }
+    }
+
+    async fn commit(
+        &mut self,
+        config: Config,
+        plan: Plan,
+        prepared: Prepared,
+        readings: &[Reading],
+    ) -> ServiceChanges {
+        let words = |names: &[crate::config::ServiceName]| {
+            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let changes = ServiceChanges {
+            added: words(&plan.added),
+            changed: words(&plan.changed),
+            removed: words(&plan.removed),
+        };
+        if config.log != self.state.config.log {
+            // Checked before.
+            let _ = self.setup.log.set_filter(&config.log.filter);
+        }
+        self.judge(readings, Trigger::Start);
+        self.state.commit(config);
+        for listen in &plan.close {
+            if let Some(listener) = self.listeners.remove(listen) {
+                close(listener).await;
+            }
+        }
+        for bound in prepared.listeners {
+            let key = without_mode(bound.address());
+            self.listeners
+                .insert(key, Listener::Bound(Box::new(bound), None));
+        }
+        self.endpoints.commit(prepared.endpoints);
+        self.publish_routes();
+        for name in &plan.removed {
+            self.setup.metrics.forget(name);
+        }
+        for service in self.state.config.services.values() {
+            for warning in crate::tls::client_config::warnings(&service.tls) {
+                warn!(service = %service.name, "{warning}");
+            }
+        }
+        let mut sources = Credentials::sources(&self.state.config);
+        sources.insert(SourceKey::Config(self.setup.path.clone()));
+        self.watch.replace(sources, readings);
+        changes
+    }
+
+    /// Hands every changed route to its listener, and lets listeners that have their first one
+    /// begin.
+    fn publish_routes(&mut self) {
+        for (listen, route) in self.state.rebuild() {
+            let Some(listener) = self.listeners.remove(&listen) else {
+                continue;
+            };
+            let listener = match listener {
+                Listener::Serving { routes, stop, task } => {
+                    routes.send_replace(route);
+                    Listener::Serving { routes, stop, task }
+                }
+                Listener::Bound(bound, _) => self.begin(*bound, route),
+            };
+            self.listeners.insert(listen, listener);
+        }
+    }
+
+    fn begin(&self, bound: Bound, route: Arc<Route>) -> Listener {
+        let service = route.service.clone();
+        match bound.listen() {
+            Ok(listening) => {
+                let (routes, receiver) = watch::channel(route);
+                let stop = CancellationToken::new();
+                let shutdown = self.setup.shutdown.clone();
+                let serving = listening.serve(
+                    receiver,
+                    Arc::clone(&self.resolver),
+                    shutdown.clone(),
+                    stop.clone(),
+                );
+                let task = shutdown.connections().spawn(async move {
+                    if let Err(error) = serving.await {
+                        error!(%service, %error, "the listener ended");
+                    }
+                });
+                Listener::Serving { routes, stop, task }
+            }
+            Err(failed) => {
+                let (bound, why) = *failed;
+                error!(%service, reason = %why.reason, detail = why.detail, hint = why.hint,
+                    "cannot listen; trying again");
+                Listener::Bound(Box::new(bound), Some(why))
+            }
+        }
+    }
+
+    /// When there is something to do although nothing happened.
+    fn next_timer(&self) -> impl Future<Output = ()> + use<> {
+        let rotation =
+            self.state.credentials.next_expiry().map(|at| {
+                Duration::from_secs(u64::try_from(at - clock::unix_seconds()).unwrap_or(0))
+            });
+        let failed = |listener: &Listener| matches!(listener, Listener::Bound(_, Some(_)));
+        let listen = self.listeners.values().any(failed).then_some(LISTEN_AGAIN);
+        let next = rotation.into_iter().chain(listen).min();
+        async move {
+            match next {
+                Some(next) => tokio::time::sleep(next).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn timer_fired(&mut self) {
+        let overdue = self.state.credentials.expire(clock::unix_now());
+        self.tell(&overdue, Trigger::Periodic);
+        let failed: Vec<Listen> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| matches!(listener, Listener::Bound(_, Some(_))))
+            .map(|(listen, _)| listen.clone())
+            .collect();
+        for listen in failed {
+            let Some(route) = self.state.route_at(&listen) else {
+                continue;
+            };
+            if let Some(Listener::Bound(bound, _)) = self.listeners.remove(&listen) {
+                let listener = self.begin(*bound, route);
+                self.listeners.insert(listen, listener);
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let unbound: BTreeMap<Listen, Explained> = self
+            .listeners
+            .iter()
+            .filter_map(|(listen, listener)| match listener {
+                Listener::Bound(_, Some(why)) => Some((listen.clone(), why.clone())),
+                Listener::Bound(_, None) | Listener::Serving { .. } => None,
+            })
+            .collect();
+        let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
+        let state = if self.setup.shutdown.drain().is_cancelled() {
+            ProcessState::Stopping
+        } else if self.generation == 0 {
+            ProcessState::Starting
+        } else if services
+            .iter()
+            .all(|service| service.state == ServiceState::Ready)
+        {
+            ProcessState::Ready
+        } else {
+            ProcessState::Degraded
+        };
+        let status = Arc::new(Status {
+            version: self.setup.version,
+            state,
+            started_at: self.started_at,
+            config: ConfigStatus {
+                path: self.setup.path.display().to_string(),
+                generation: self.generation,
+                loaded_at: self.loaded_at,
+                refused: self.refused.as_ref().map(|refused| refused.why.clone()),
+            },
+            services,
+        });
+        self.setup.metrics.mirror(&status);
+        let before = self.status.send_replace(Arc::clone(&status));
+        if before.state != status.state {
+            log_state(&status);
+        }
+    }
+}
+
+/// Reads configuration and credentials as [`Control`] would, and touches nothing else: for
+/// `tlsward check` and `tlsward probe`.
+///
+/// # Errors
+/// The configuration has mistakes.
+pub(crate) async fn examine(
+    path: PathBuf,
+    environment: &BTreeMap<String, String>,
+    provider: CryptoProvider,
+) -> Result<State, Refused> {
+    let readings = read(BTreeSet::from([SourceKey::Config(path.clone())])).await;
+    let text = config_text(readings.first());
+    let config = parse(&text, &path, environment)?;
+    let readings = read(Credentials::sources(&config)).await;
+    let metrics = Arc::new(Metrics::new(""));
+    let mut state = State::new(config, provider, metrics);
+    let provider = state.provider().clone();
+    state
+        .credentials
+        .judge(&readings, clock::unix_now(), &provider);
+    state.rebuild();
+    Ok(state)
+}
+
+fn parse(
+    text: &Result<Part, Explained>,
+    path: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Result<Config, Refused> {
+    let text = text.as_ref().map_err(|why| Refused::of(why.clone()))?;
+    let bad = |detail: String| Refused::of(Explained::new(Reason::BadConfig, detail));
+    let text = std::str::from_utf8(&text.bytes)
+        .map_err(|error| bad(format!("{} is not UTF-8: {error}", path.display())))?;
+    let config = Config::parse(text, path, environment)
+        .map_err(|problems| Refused::by_problems(&problems))?;
+    telemetry::check_filter(&config.log.filter).map_err(|error| bad(error.to_string()))?;
+    Ok(config)
+}
+
+struct Prepared {
+    listeners: Vec<Bound>,
+    endpoints: endpoints::Prepared,
+}
+
+impl Refused {
+    fn of(why: Explained) -> Self {
+        let problems = vec![why.detail.clone()];
+        Self { why, problems }
+    }
+
+    fn by_problems(problems: &crate::config::Problems) -> Self {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let count = match problems.len() {
+            1 => "1 mistake".to_owned(),
+            n => format!("{n} mistakes"),
+        };
+        let first = problems
+            .first()
+            .map_or("", |first| first.lines().next().unwrap_or(""));
+        let detail = format!("{count}; the first: {first}");
+        Self {
+            why: Explained::new(Reason::BadConfig, detail),
+            problems,
+        }
+    }
+}
+
+async fn close(listener: Listener) {
+    if let Listener::Serving { stop, task, .. } = listener {
+        stop.cancel();
+        // Short: it takes whoever the kernel has let in, and closes. A panic has been reported.
+        let _ = task.await;
+    }
+}
+
+fn log_state(status: &Status) {
+    let waiting = status
+        .services
+        .iter()
+        .filter(|service| service.state != ServiceState::Ready);
+    match status.state {
+        ProcessState::Starting => {}
+        ProcessState::Ready => info!(services = status.services.len(), "ready"),
+        ProcessState::Degraded => {
+            for service in waiting {
+                let why = service.problem.as_ref();
+                warn!(
+                    service = service.name,
+                    reason = why.map(|why| why.reason.as_str()),
+                    detail = why.map(|why| why.detail.as_str()),
+                    hint = why.map(|why| why.hint),
+                    "not serving as configured"
+                );
+            }
+        }
+        ProcessState::Stopping => info!("stopping: no new connections"),
+    }
+}
+
+/// File work off the runtime's threads.
+async fn read(sources: BTreeSet<SourceKey>) -> Vec<Reading> {
+    if sources.is_empty() {
+        return Vec::new();
+    }
+    match tokio::task::spawn_blocking(move || source::read_all(&sources)).await {
+        Ok(readings) => readings,
+        // A panic while reading is a bug, and has been reported; whatever was to be read counts
+        // as unread and is reported by the watch.
+        Err(_) => Vec::new(),
+    }
+}
+
+fn config_text(reading: Option<&Reading>) -> Result<Part, Explained> {
+    match reading.map(|reading| &reading.material) {
+        Some(Ok(Material::Config(part))) => Ok(part.clone()),
+        Some(Err(why)) => Err(why.clone()),
+        Some(Ok(Material::Identity(_) | Material::Trust(_))) | None => Err(Explained::new(
+            Reason::Internal,
+            "the configuration was not read",
+        )),
+    }
+}
+
+fn without_mode(listen: &Listen) -> Listen {
+    match listen {
+        Listen::Tcp(address) => Listen::Tcp(*address),
+        Listen::Unix { path, .. } => Listen::Unix {
+            path: path.clone(),
+            mode: None,
+        },
+    }
+}

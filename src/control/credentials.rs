@@ -1,0 +1,280 @@
+//! What was loaded from each source: the last good generation, and why a newer one is not in use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls_pki_types::UnixTime;
+
+use crate::config::{Config, IdentitySource, TrustSource};
+use crate::failure::{Explained, Reason};
+use crate::source::{Material, Reading, SourceKey, SourceSet};
+use crate::tls::identity::Identity;
+use crate::tls::trust::Trust;
+
+/// How long a key that does not fit its certificate is taken for a rotation under way.
+pub(crate) const ROTATION_GRACE_SECONDS: i64 = 10;
+
+/// All identities and trusts that the configuration names.
+#[derive(Debug, Default)]
+pub(crate) struct Credentials {
+    identities: BTreeMap<IdentitySource, Loaded<Identity>>,
+    trusts: BTreeMap<TrustSource, Loaded<Trust>>,
+}
+
+/// What is known of one source.
+#[derive(Debug)]
+pub(crate) struct Loaded<T> {
+    /// The last good one.
+    current: Option<Good<T>>,
+    /// Why the newest is not the current one.
+    refused: Option<Refused>,
+}
+
+/// A generation that was proven good.
+#[derive(Debug)]
+pub(crate) struct Good<T> {
+    pub(crate) value: Arc<T>,
+    /// Counts the generations of this source, from 1.
+    pub(crate) generation: u64,
+    /// Seconds since 1970.
+    pub(crate) loaded_at: i64,
+}
+
+#[derive(Debug)]
+struct Refused {
+    why: Explained,
+    /// Since when key and certificate have not fitted, while that may still be a rotation.
+    rotating_since: Option<i64>,
+}
+
+/// What became of one reading.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    pub(crate) key: SourceKey,
+    pub(crate) verdict: Verdict,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// In use from now on, as this generation.
+    Published {
+        generation: u64,
+        warnings: Vec<String>,
+    },
+    /// Not in use; what was, goes on.
+    Refused(Explained),
+}
+
+impl<T> Loaded<T> {
+    const EMPTY: Self = Self {
+        current: None,
+        refused: None,
+    };
+
+    pub(crate) fn current(&self) -> Option<&Good<T>> {
+        self.current.as_ref()
+    }
+
+    pub(crate) fn refused(&self) -> Option<&Explained> {
+        self.refused.as_ref().map(|refused| &refused.why)
+    }
+
+    fn judge(&mut self, parsed: Result<T, Explained>, now: i64) -> Result<u64, Explained> {
+        match parsed {
+            Ok(value) => {
+                let generation = self.current.as_ref().map_or(0, |good| good.generation) + 1;
+                self.current = Some(Good {
+                    value: Arc::new(value),
+                    generation,
+                    loaded_at: now,
+                });
+                self.refused = None;
+                Ok(generation)
+            }
+            Err(why) if why.reason == Reason::KeyMismatch => {
+                let since = self
+                    .refused
+                    .as_ref()
+                    .and_then(|refused| refused.rotating_since);
+                let since = since.unwrap_or(now);
+                let why = if now - since < ROTATION_GRACE_SECONDS {
+                    Explained::new(Reason::RotationInProgress, why.detail)
+                } else {
+                    why
+                };
+                self.refused = Some(Refused {
+                    why: why.clone(),
+                    rotating_since: Some(since),
+                });
+                Err(why)
+            }
+            Err(why) => {
+                self.refused = Some(Refused {
+                    why: why.clone(),
+                    rotating_since: None,
+                });
+                Err(why)
+            }
+        }
+    }
+
+    /// A rotation that took too long becomes an error.
+    fn expire(&mut self, now: i64) -> Option<Explained> {
+        let refused = self.refused.as_mut()?;
+        let overdue = refused.rotating_since? + ROTATION_GRACE_SECONDS <= now;
+        if !overdue || refused.why.reason != Reason::RotationInProgress {
+            return None;
+        }
+        refused.why = Explained::new(Reason::KeyMismatch, refused.why.detail.clone());
+        Some(refused.why.clone())
+    }
+
+    fn grace_ends(&self) -> Option<i64> {
+        let refused = self.refused.as_ref()?;
+        (refused.why.reason == Reason::RotationInProgress).then(|| {
+            refused
+                .rotating_since
+                .map(|since| since + ROTATION_GRACE_SECONDS)
+        })?
+    }
+}
+
+impl Credentials {
+    pub(crate) fn identity(&self, source: &IdentitySource) -> &Loaded<Identity> {
+        self.identities
+            .get(source)
+            .unwrap_or(const { &Loaded::EMPTY })
+    }
+
+    pub(crate) fn trust(&self, source: &TrustSource) -> &Loaded<Trust> {
+        self.trusts.get(source).unwrap_or(const { &Loaded::EMPTY })
+    }
+
+    /// The sources that `config` names.
+    pub(crate) fn sources(config: &Config) -> SourceSet {
+        let mut sources = SourceSet::new();
+        for service in config.services.values() {
+            sources.extend(service.identity.clone().map(SourceKey::Identity));
+            sources.extend(service.trust.clone().map(SourceKey::Trust));
+        }
+        sources
+    }
+
+    /// Those of `wanted` that were never read.
+    pub(crate) fn unread(&self, wanted: &SourceSet) -> SourceSet {
+        let unread = |key: &&SourceKey| match key {
+            SourceKey::Config(_) => false,
+            SourceKey::Identity(source) => !self.identities.contains_key(source),
+            SourceKey::Trust(source) => !self.trusts.contains_key(source),
+        };
+        wanted.iter().filter(unread).cloned().collect()
+    }
+
+    /// Proves what was read and takes it if it is good; what is bad changes nothing but what is
+    /// said of it.
+    pub(crate) fn judge(
+        &mut self,
+        readings: &[Reading],
+        now: UnixTime,
+        provider: &CryptoProvider,
+    ) -> Vec<Judged> {
+        let seconds = seconds(now);
+        let judge = |reading: &Reading| {
+            let verdict = match &reading.key {
+                SourceKey::Config(_) => return None,
+                SourceKey::Identity(source) => {
+                    let parsed = match &reading.material {
+                        Ok(Material::Identity(material)) => {
+                            Identity::parse(material, now, provider)
+                        }
+                        Ok(Material::Trust(_) | Material::Config(_)) => Err(mixed_up()),
+                        Err(why) => Err(why.clone()),
+                    };
+                    let warnings = parsed.as_ref().map_or(Vec::new(), |it| it.warnings.clone());
+                    let loaded = self
+                        .identities
+                        .entry(source.clone())
+                        .or_insert(Loaded::EMPTY);
+                    (loaded.judge(parsed, seconds), warnings)
+                }
+                SourceKey::Trust(source) => {
+                    let parsed = match &reading.material {
+                        Ok(Material::Trust(material)) => Trust::parse(material, now),
+                        Ok(Material::Identity(_) | Material::Config(_)) => Err(mixed_up()),
+                        Err(why) => Err(why.clone()),
+                    };
+                    let left_out = parsed.as_ref().map_or(Vec::new(), |it| it.left_out.clone());
+                    let loaded = self.trusts.entry(source.clone()).or_insert(Loaded::EMPTY);
+                    (loaded.judge(parsed, seconds), left_out)
+                }
+            };
+            let verdict = match verdict {
+                (Ok(generation), warnings) => Verdict::Published {
+                    generation,
+                    warnings,
+                },
+                (Err(why), _) => Verdict::Refused(why),
+            };
+            Some(Judged {
+                key: reading.key.clone(),
+                verdict,
+            })
+        };
+        readings.iter().filter_map(judge).collect()
+    }
+
+    /// Turns rotations that took too long into errors, and names them.
+    pub(crate) fn expire(&mut self, now: UnixTime) -> Vec<Judged> {
+        let now = seconds(now);
+        let overdue = |(source, loaded): (&IdentitySource, &mut Loaded<Identity>)| {
+            let why = loaded.expire(now)?;
+            let key = SourceKey::Identity(source.clone());
+            Some(Judged {
+                key,
+                verdict: Verdict::Refused(why),
+            })
+        };
+        self.identities.iter_mut().filter_map(overdue).collect()
+    }
+
+    /// When the next rotation under way becomes an error, in seconds since 1970.
+    pub(crate) fn next_expiry(&self) -> Option<i64> {
+        self.identities
+            .values()
+            .filter_map(Loaded::grace_ends)
+            .min()
+    }
+
+    /// Forgets sources that are no longer named.
+    pub(crate) fn keep_only(&mut self, sources: &SourceSet) {
+        let identities: BTreeSet<_> = sources
+            .iter()
+            .filter_map(|key| match key {
+                SourceKey::Identity(source) => Some(source),
+                SourceKey::Config(_) | SourceKey::Trust(_) => None,
+            })
+            .collect();
+        let trusts: BTreeSet<_> = sources
+            .iter()
+            .filter_map(|key| match key {
+                SourceKey::Trust(source) => Some(source),
+                SourceKey::Config(_) | SourceKey::Identity(_) => None,
+            })
+            .collect();
+        self.identities
+            .retain(|source, _| identities.contains(source));
+        self.trusts.retain(|source, _| trusts.contains(source));
+    }
+}
+
+pub(crate) fn seconds(now: UnixTime) -> i64 {
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn mixed_up() -> Explained {
+    Explained::new(
+        Reason::Internal,
+        "a reading of another kind than its source",
+    )
+}

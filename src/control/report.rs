@@ -1,0 +1,228 @@
+//! The state in words: status for the endpoints, lines for the log.
+
+use std::collections::BTreeMap;
+
+use tracing::{error, info, warn};
+
+use super::credentials::{Judged, Loaded, Verdict};
+use super::state::{Readiness, State};
+use crate::config::{CaSource, IdentitySource, Service, TrustSource, Verify};
+use crate::failure::{Explained, Reason};
+use crate::source::{Health, SourceKey, Trigger};
+use crate::status::{IdentityStatus, ServiceState, ServiceStatus, TrustStatus};
+use crate::tls::client_config;
+use crate::tls::identity::Identity;
+use crate::tls::trust::Trust;
+
+/// All services of the configuration in force. `unbound` holds listeners that have no address yet
+/// and why.
+pub(super) fn services(
+    state: &State,
+    unbound: &BTreeMap<crate::config::Listen, Explained>,
+    health: &Health,
+) -> Vec<ServiceStatus> {
+    state
+        .config
+        .services
+        .values()
+        .map(|service| one(state, service, unbound, health))
+        .collect()
+}
+
+fn one(
+    state: &State,
+    service: &Service,
+    unbound: &BTreeMap<crate::config::Listen, Explained>,
+    health: &Health,
+) -> ServiceStatus {
+    let identity = service
+        .identity
+        .as_ref()
+        .map(|source| (source, state.credentials.identity(source)));
+    let trust = service
+        .trust
+        .as_ref()
+        .map(|source| (source, state.credentials.trust(source)));
+    let (serving, mut problem) = match state.readiness(service) {
+        Readiness::Ready => (ServiceState::Ready, None),
+        Readiness::Waiting { why, serving: true } => (ServiceState::Warming, Some(why)),
+        Readiness::Waiting {
+            why,
+            serving: false,
+        } => (ServiceState::Waiting, Some(why)),
+    };
+    let no_address = unbound.get(&super::state::address(service));
+    let serving = if no_address.is_some() {
+        ServiceState::Waiting
+    } else {
+        serving
+    };
+    problem = no_address.cloned().or(problem);
+    // It serves, but with something older than what lies in the files.
+    let refused = identity
+        .and_then(|(_, loaded)| loaded.refused())
+        .or_else(|| trust.and_then(|(_, loaded)| loaded.refused()));
+    problem = problem.or_else(|| refused.cloned());
+
+    let mut warnings = client_config::warnings(&service.tls);
+    if let Some(good) = identity.and_then(|(_, loaded)| loaded.current()) {
+        warnings.extend(good.value.warnings.iter().cloned());
+    }
+    let notes = |key: SourceKey| health.notes.get(&key).into_iter().flatten().cloned();
+    warnings.extend(
+        service
+            .identity
+            .clone()
+            .map(SourceKey::Identity)
+            .into_iter()
+            .flat_map(notes),
+    );
+    warnings.extend(
+        service
+            .trust
+            .clone()
+            .map(SourceKey::Trust)
+            .into_iter()
+            .flat_map(notes),
+    );
+
+    ServiceStatus {
+        name: service.name.to_string(),
+        listen: service.listen.to_string(),
+        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        state: serving,
+        problem,
+        identity: identity.map(|(source, loaded)| identity_status(source, loaded)),
+        trust: trust.map(|(source, loaded)| trust_status(source, loaded)),
+        verify: match service.tls.verify {
+            Verify::Full => "full",
+            Verify::Chain => "chain",
+            Verify::None => "none",
+        },
+        warnings,
+    }
+}
+
+fn identity_status(source: &IdentitySource, loaded: &Loaded<Identity>) -> IdentityStatus {
+    let good = loaded.current();
+    IdentityStatus {
+        source: identity_source(source),
+        chain: good.map_or(Vec::new(), |good| good.value.chain.clone()),
+        generation: good.map_or(0, |good| good.generation),
+        loaded_at: good.map(|good| good.loaded_at),
+        refused: loaded.refused().cloned(),
+    }
+}
+
+fn trust_status(source: &TrustSource, loaded: &Loaded<Trust>) -> TrustStatus {
+    let good = loaded.current();
+    TrustStatus {
+        source: trust_source(source),
+        anchors: good.map_or(Vec::new(), |good| good.value.anchors.clone()),
+        left_out: good.map_or(Vec::new(), |good| good.value.left_out.clone()),
+        crls: good.map_or(Vec::new(), |good| good.value.crls.clone()),
+        generation: good.map_or(0, |good| good.generation),
+        loaded_at: good.map(|good| good.loaded_at),
+        refused: loaded.refused().cloned(),
+    }
+}
+
+/// A source as an operator would name it.
+pub(crate) fn source_name(key: &SourceKey) -> String {
+    match key {
+        SourceKey::Config(path) => path.display().to_string(),
+        SourceKey::Identity(source) => identity_source(source),
+        SourceKey::Trust(source) => trust_source(source),
+    }
+}
+
+fn identity_source(source: &IdentitySource) -> String {
+    match source {
+        IdentitySource::Pair { cert, key } => format!("{} + {}", cert.display(), key.display()),
+        IdentitySource::Bundle(path) => path.display().to_string(),
+    }
+}
+
+fn trust_source(source: &TrustSource) -> String {
+    let ca = match &source.ca {
+        CaSource::Path(path) => path.display().to_string(),
+        CaSource::System => "system".to_owned(),
+    };
+    match &source.crl {
+        Some(crl) => format!("{ca} + {}", crl.display()),
+        None => ca,
+    }
+}
+
+/// `identity`, `trust` or `config`: the label of reload metrics.
+pub(super) fn source_kind(key: &SourceKey) -> &'static str {
+    match key {
+        SourceKey::Config(_) => "config",
+        SourceKey::Identity(_) => "identity",
+        SourceKey::Trust(_) => "trust",
+    }
+}
+
+/// One line for what became of a reading.
+pub(super) fn log_judged(judged: &Judged, state: &State, trigger: Trigger) {
+    let source = source_name(&judged.key);
+    let kind = source_kind(&judged.key);
+    let trigger = trigger.as_str();
+    match &judged.verdict {
+        Verdict::Published {
+            generation,
+            warnings,
+        } => {
+            let leaf = match &judged.key {
+                SourceKey::Identity(source) => state.credentials.identity(source).current(),
+                SourceKey::Config(_) | SourceKey::Trust(_) => None,
+            };
+            match leaf.map(|good| good.value.leaf()) {
+                Some(leaf) => info!(
+                    source,
+                    kind,
+                    trigger,
+                    generation,
+                    subject = leaf.subject,
+                    issuer = leaf.issuer,
+                    serial = leaf.serial,
+                    fingerprint = leaf.fingerprint,
+                    not_after = crate::clock::rfc3339(leaf.not_after),
+                    "in use from now on"
+                ),
+                None => info!(source, kind, trigger, generation, "in use from now on"),
+            }
+            for warning in warnings {
+                warn!(source, kind, "{warning}");
+            }
+        }
+        Verdict::Refused(why) if why.reason == Reason::RotationInProgress => info!(
+            source, kind, trigger, reason = %why.reason, detail = why.detail, hint = why.hint,
+            "waiting for the other half of a rotation"
+        ),
+        Verdict::Refused(why) => error!(
+            source, kind, trigger, reason = %why.reason, detail = why.detail, hint = why.hint,
+            in_use = in_use(&judged.key, state),
+            "not taken"
+        ),
+    }
+}
+
+/// What goes on instead, for the line that says that something was not taken.
+fn in_use(key: &SourceKey, state: &State) -> String {
+    match key {
+        SourceKey::Identity(source) => match state.credentials.identity(source).current() {
+            Some(good) => format!(
+                "generation {} goes on; it is valid until {}",
+                good.generation,
+                crate::clock::rfc3339(good.value.leaf().not_after)
+            ),
+            None => "nothing yet: callers are refused".into(),
+        },
+        SourceKey::Trust(source) => match state.credentials.trust(source).current() {
+            Some(good) => format!("generation {} goes on", good.generation),
+            None => "nothing yet: callers are refused".into(),
+        },
+        SourceKey::Config(_) => "the configuration in force goes on".into(),
+    }
+}

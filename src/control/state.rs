@@ -1,0 +1,318 @@
+//! The decisions of control, without I/O: which routes follow from a configuration and the
+//! credentials at hand, and what a new configuration asks of the listeners.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::crypto::CryptoProvider;
+use tokio_util::sync::CancellationToken;
+
+use super::credentials::Credentials;
+use crate::config::{Config, Listen, OnRotation, Service, ServiceName};
+use crate::failure::{Explained, Reason};
+use crate::metrics::Metrics;
+use crate::route::{Presented, Route};
+use crate::tls::client_config::client_config;
+
+/// The configuration in force, the credentials, and the routes that follow from them.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) config: Config,
+    pub(crate) credentials: Credentials,
+    /// By the listener's address: a listener *is* its address, whatever its service is called.
+    routes: BTreeMap<Listen, Entry>,
+    provider: CryptoProvider,
+    metrics: Arc<Metrics>,
+}
+
+/// What is served at one address.
+#[derive(Debug)]
+struct Entry {
+    route: Arc<Route>,
+    basis: Basis,
+}
+
+/// What a route was built from: while it is equal, the route stays.
+#[derive(Clone, Debug, PartialEq)]
+struct Basis {
+    service: Service,
+    /// 0 where there is none to have.
+    identity: u64,
+    trust: u64,
+    log: bool,
+}
+
+/// Why a service has no route for what is configured.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Readiness {
+    Ready,
+    /// What it waits for; `serving` says whether an older route goes on meanwhile.
+    Waiting {
+        why: Explained,
+        serving: bool,
+    },
+}
+
+/// What a new configuration asks for.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// Addresses to take.
+    pub(crate) bind: BTreeSet<Listen>,
+    /// Addresses to give up.
+    pub(crate) close: BTreeSet<Listen>,
+    pub(crate) added: Vec<ServiceName>,
+    pub(crate) changed: Vec<ServiceName>,
+    pub(crate) removed: Vec<ServiceName>,
+}
+
+impl State {
+    pub(crate) fn new(config: Config, provider: CryptoProvider, metrics: Arc<Metrics>) -> Self {
+        let credentials = Credentials::default();
+        Self {
+            config,
+            credentials,
+            routes: BTreeMap::new(),
+            provider,
+            metrics,
+        }
+    }
+
+    pub(crate) fn provider(&self) -> &CryptoProvider {
+        &self.provider
+    }
+
+    /// What `config` asks for, compared with what is in force.
+    pub(crate) fn plan(&self, config: &Config, bound: &BTreeSet<Listen>) -> Plan {
+        let wanted: BTreeSet<Listen> = config.services.values().map(address).collect();
+        let names = |of: &Config, but: &Config| -> Vec<ServiceName> {
+            let is_new = |name: &&ServiceName| !but.services.contains_key(*name);
+            of.services.keys().filter(is_new).cloned().collect()
+        };
+        let changed = |(name, service): (&ServiceName, &Service)| {
+            let old = self.config.services.get(name)?;
+            (old != service).then(|| name.clone())
+        };
+        Plan {
+            bind: wanted.difference(bound).cloned().collect(),
+            close: bound.difference(&wanted).cloned().collect(),
+            added: names(config, &self.config),
+            changed: config.services.iter().filter_map(changed).collect(),
+            removed: names(&self.config, config),
+        }
+    }
+
+    /// Puts `config` in force. Cannot fail: what could was done before.
+    pub(crate) fn commit(&mut self, config: Config) {
+        let sources = Credentials::sources(&config);
+        self.credentials.keep_only(&sources);
+        let wanted: BTreeSet<Listen> = config.services.values().map(address).collect();
+        self.routes.retain(|listen, _| wanted.contains(listen));
+        self.config = config;
+    }
+
+    /// Builds the routes that configuration and credentials now allow and that differ from those
+    /// in force, each with its address. One service's trouble is not another's.
+    pub(crate) fn rebuild(&mut self) -> Vec<(Listen, Arc<Route>)> {
+        let mut changed = Vec::new();
+        for service in self.config.services.values() {
+            let listen = address(service);
+            let Some(basis) = self.basis(service) else {
+                continue;
+            };
+            let old = self.routes.get(&listen);
+            if old.is_some_and(|old| old.basis == basis) {
+                continue;
+            }
+            let same_tls = self
+                .routes
+                .values()
+                .find(|entry| entry.basis.speaks_the_same_tls(&basis))
+                .map(|entry| &entry.route);
+            let Ok((tls, retired)) = self.tls(service, same_tls) else {
+                continue;
+            };
+            let route = Arc::new(self.route(service, tls, retired));
+            // What served here before was replaced for its credentials' sake, and says so to the
+            // connections that it has.
+            if let Some(old) = old
+                && !old.basis.speaks_the_same_tls(&basis)
+                && old.basis.service.name == basis.service.name
+                && old.basis.credentials_differ(&basis)
+            {
+                old.route.retired.cancel();
+            }
+            changed.push((listen.clone(), Arc::clone(&route)));
+            self.routes.insert(listen, Entry { route, basis });
+        }
+        changed
+    }
+
+    /// The route in force at an address.
+    pub(crate) fn route_at(&self, listen: &Listen) -> Option<Arc<Route>> {
+        self.routes
+            .get(listen)
+            .map(|entry| Arc::clone(&entry.route))
+    }
+
+    /// The route of a service as it is configured.
+    ///
+    /// # Errors
+    /// What the service waits for.
+    pub(crate) fn route_of(&self, service: &Service) -> Result<Arc<Route>, Explained> {
+        match self.readiness(service) {
+            Readiness::Ready => self.route_at(&address(service)).ok_or_else(not_built),
+            Readiness::Waiting { why, .. } => Err(why),
+        }
+    }
+
+    /// Whether a service serves as configured, and what it waits for if not.
+    pub(crate) fn readiness(&self, service: &Service) -> Readiness {
+        let entry = self.routes.get(&address(service));
+        if entry.is_some_and(|entry| entry.basis.service == *service) {
+            return Readiness::Ready;
+        }
+        let why = self
+            .missing(service)
+            .or_else(|| self.tls(service, None).err())
+            .unwrap_or_else(not_built);
+        Readiness::Waiting {
+            why,
+            serving: entry.is_some(),
+        }
+    }
+
+    /// What a service still lacks.
+    fn missing(&self, service: &Service) -> Option<Explained> {
+        let identity = service
+            .identity
+            .as_ref()
+            .map(|source| self.credentials.identity(source));
+        let trust = service
+            .trust
+            .as_ref()
+            .map(|source| self.credentials.trust(source));
+        let of_identity = identity
+            .filter(|it| it.current().is_none())
+            .map(|it| it.refused());
+        let of_trust = trust
+            .filter(|it| it.current().is_none())
+            .map(|it| it.refused());
+        let why = of_identity.or(of_trust)?;
+        Some(
+            why.cloned()
+                .unwrap_or_else(|| Explained::new(Reason::Internal, "not read yet")),
+        )
+    }
+
+    fn basis(&self, service: &Service) -> Option<Basis> {
+        let identity = match &service.identity {
+            Some(source) => self.credentials.identity(source).current()?.generation,
+            None => 0,
+        };
+        let trust = match &service.trust {
+            Some(source) => self.credentials.trust(source).current()?.generation,
+            None => 0,
+        };
+        Some(Basis {
+            service: service.clone(),
+            identity,
+            trust,
+            log: self.config.log.connections,
+        })
+    }
+
+    /// The TLS configuration for a service, with the token that retires it. It goes on, with the
+    /// sessions that can be resumed, where neither policy nor credentials have changed.
+    fn tls(
+        &self,
+        service: &Service,
+        same: Option<&Arc<Route>>,
+    ) -> Result<(Arc<ClientConfig>, CancellationToken), Explained> {
+        if let Some(route) = same {
+            return Ok((Arc::clone(&route.tls), route.retired.clone()));
+        }
+        let identity = service
+            .identity
+            .as_ref()
+            .and_then(|it| self.credentials.identity(it).current());
+        let trust = service
+            .trust
+            .as_ref()
+            .and_then(|it| self.credentials.trust(it).current());
+        let config = client_config(
+            &service.tls,
+            identity.map(|good| &*good.value),
+            trust.map(|good| &good.value),
+            &self.provider,
+        )?;
+        Ok((config, CancellationToken::new()))
+    }
+
+    fn route(
+        &self,
+        service: &Service,
+        tls: Arc<ClientConfig>,
+        retired: CancellationToken,
+    ) -> Route {
+        let presented = service
+            .identity
+            .as_ref()
+            .and_then(|source| self.credentials.identity(source).current())
+            .map_or(Presented::Nothing, |good| Presented::Certificate {
+                fingerprint: good.value.leaf().fingerprint.as_str().into(),
+                generation: good.generation,
+            });
+        Route {
+            service: service.name.clone(),
+            upstream: service.upstream.clone(),
+            server_name: service.tls.server_name.clone(),
+            tls,
+            identity: presented,
+            timeouts: service.timeouts,
+            keepalive: service.keepalive,
+            unclean_close: service.unclean_close,
+            callers: service.allow_callers.clone(),
+            max_connections: service.max_connections.map(std::num::NonZero::get),
+            log: self.config.log.connections,
+            retired,
+            retire_over: match service.on_rotation {
+                OnRotation::Keep => None,
+                OnRotation::Drain { window } => Some(window),
+            },
+            metrics: self.metrics.service(&service.name),
+        }
+    }
+}
+
+impl Basis {
+    /// Sessions of one may be resumed by the other: the same service, towards the same servers,
+    /// with the same policy and the same generations of the same sources.
+    fn speaks_the_same_tls(&self, other: &Self) -> bool {
+        self.service.name == other.service.name
+            && self.service.upstream == other.service.upstream
+            && self.service.tls == other.service.tls
+            && !self.credentials_differ(other)
+    }
+
+    fn credentials_differ(&self, other: &Self) -> bool {
+        (self.identity, self.trust) != (other.identity, other.trust)
+            || self.service.identity != other.service.identity
+            || self.service.trust != other.service.trust
+    }
+}
+
+fn not_built() -> Explained {
+    Explained::new(Reason::Internal, "a route is due and was not built")
+}
+
+/// The listener's address without what may change about it (a unix socket's mode).
+pub(crate) fn address(service: &Service) -> Listen {
+    match &service.listen {
+        Listen::Tcp(address) => Listen::Tcp(*address),
+        Listen::Unix { path, .. } => Listen::Unix {
+            path: path.clone(),
+            mode: None,
+        },
+    }
+}

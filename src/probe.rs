@@ -1,0 +1,252 @@
+//! `tlsward probe`: one real handshake with a service's identity, and the server's verdict on it.
+
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConnection;
+use rustls_pki_types::UnixTime;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::config::{ServiceName, Verify};
+use crate::control::State;
+use crate::failure::{Explained, Failure, Phase, Reason, Side};
+use crate::proxy::connect::{Connected, Progress, connect};
+use crate::proxy::outcome;
+use crate::proxy::relay::{Break, Transfer};
+use crate::proxy::resolve::Resolver;
+use crate::route::{Presented, Route};
+use crate::tls::names::matched_name;
+use crate::tls::summary::CertificateSummary;
+
+/// How long a TLS 1.3 server may take to object to our certificate: it does so after the
+/// handshake is over for us.
+const VERDICT: Duration = Duration::from_millis(1500);
+
+/// What a probe found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) service: String,
+    pub(crate) upstream: Vec<String>,
+    /// SHA-256 of the client certificate that was presented.
+    pub(crate) presented: Option<String>,
+    #[serde(flatten)]
+    pub(crate) found: Option<Found>,
+    /// What `found` says of the server's verdict, or why there is none.
+    pub(crate) accepted: Option<&'static str>,
+    pub(crate) failure: Option<Failure>,
+    /// The service cannot dial at all.
+    pub(crate) not_ready: Option<Explained>,
+}
+
+/// A handshake that was completed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Found {
+    pub(crate) address: String,
+    pub(crate) version: Option<String>,
+    pub(crate) cipher: Option<String>,
+    pub(crate) group: Option<String>,
+    pub(crate) alpn: Option<String>,
+    /// Leaf first, as the server sent it.
+    pub(crate) server_chain: Vec<CertificateSummary>,
+    /// The name in the server's certificate that matched; `None` where names are not verified.
+    pub(crate) matched: Option<String>,
+}
+
+impl Report {
+    pub(crate) fn is_good(&self) -> bool {
+        self.failure.is_none() && self.not_ready.is_none()
+    }
+}
+
+/// Dials the service as the proxy would, waits for the server's verdict, and hangs up.
+pub(crate) async fn probe(state: &State, name: &ServiceName) -> Option<Report> {
+    let service = state.config.services.get(name)?;
+    let mut report = Report {
+        service: name.to_string(),
+        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        presented: None,
+        found: None,
+        accepted: None,
+        failure: None,
+        not_ready: None,
+    };
+    let route = match state.route_of(service) {
+        Ok(route) => route,
+        Err(why) => {
+            report.not_ready = Some(why);
+            return Some(report);
+        }
+    };
+    if let Presented::Certificate { fingerprint, .. } = &route.identity {
+        report.presented = Some(fingerprint.to_string());
+    }
+    match connect(&route, &Arc::new(Resolver::default()), &Progress::new()).await {
+        Err(failure) => report.failure = Some(failure),
+        Ok(connected) => {
+            report.found = Some(found(&connected, service.tls.verify));
+            match verdict(connected, &route).await {
+                Ok(accepted) => report.accepted = Some(accepted),
+                Err(failure) => report.failure = Some(failure),
+            }
+        }
+    }
+    Some(report)
+}
+
+fn found(connected: &Connected, verify: Verify) -> Found {
+    let session = &connected.session;
+    let chain = session.peer_certificates().unwrap_or_default();
+    Found {
+        address: connected.endpoint.to_string(),
+        version: session
+            .protocol_version()
+            .map(|version| format!("{version:?}").replace("TLSv1_", "1.")),
+        cipher: session
+            .negotiated_cipher_suite()
+            .map(|suite| format!("{:?}", suite.suite()).replace("TLS13_", "TLS_")),
+        group: session
+            .negotiated_key_exchange_group()
+            .map(|group| format!("{:?}", group.name())),
+        alpn: session
+            .alpn_protocol()
+            .map(|name| String::from_utf8_lossy(name).into_owned()),
+        server_chain: chain
+            .iter()
+            .filter_map(|der| CertificateSummary::of(der).ok())
+            .collect(),
+        matched: chain
+            .first()
+            .filter(|_| verify == Verify::Full)
+            .and_then(|leaf| matched_name(leaf, &connected.server_name)),
+    }
+}
+
+/// Waits for a sign that the server has taken our certificate (a session ticket, or data), for
+/// its objection, or for [`VERDICT`] to pass in silence.
+async fn verdict(connected: Connected, route: &Route) -> Result<&'static str, Failure> {
+    let Connected {
+        mut stream,
+        mut session,
+        ..
+    } = connected;
+    let result = tokio::time::timeout(VERDICT, listen(&mut stream, &mut session, route)).await;
+    session.send_close_notify();
+    let mut farewell = Vec::new();
+    if session.write_tls(&mut farewell).is_ok() {
+        // The server may be gone, which the verdict says.
+        let _ = stream.write_all(&farewell).await;
+    }
+    match result {
+        Ok(result) => result,
+        Err(_) => Ok("no objection within 1.5 s"),
+    }
+}
+
+async fn listen(
+    stream: &mut TcpStream,
+    session: &mut ClientConnection,
+    route: &Route,
+) -> Result<&'static str, Failure> {
+    let broke = |broken| outcome::relay_broke(broken, &Transfer::default(), &route.identity);
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        if session.tls13_tickets_received() > 0 {
+            return Ok("the server sent a session ticket");
+        }
+        let n = stream
+            .read(&mut buffer)
+            .await
+            .map_err(|error| broke(Break::Upstream(error)))?;
+        let mut wire = buffer.get(..n).unwrap_or_default();
+        if wire.is_empty() {
+            let detail = "the server closed the connection after the handshake without saying why";
+            return Err(Failure::new(
+                Phase::Handshake,
+                Side::Upstream,
+                Reason::Truncated,
+                detail,
+            ));
+        }
+        while !wire.is_empty() {
+            let state = session
+                .read_tls(&mut wire)
+                .map_err(Break::Upstream)
+                .and_then(|_| session.process_new_packets().map_err(Break::Tls))
+                .map_err(broke)?;
+            if state.plaintext_bytes_to_read() > 0 {
+                return Ok("the server sent data");
+            }
+            if state.peer_has_closed() {
+                return Ok("the server ended the session in good order");
+            }
+        }
+    }
+}
+
+/// For people.
+impl Report {
+    pub(crate) fn text(&self, now: UnixTime) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text, now);
+        text
+    }
+
+    fn write(&self, f: &mut String, now: UnixTime) -> fmt::Result {
+        let verdict = if self.is_good() { "ok" } else { "FAILED" };
+        writeln!(f, "{}: {verdict}", self.service)?;
+        writeln!(f, "  upstream    {}", self.upstream.join(", "))?;
+        if let Some(found) = &self.found {
+            let words = [&found.version, &found.cipher, &found.group];
+            let words: Vec<&str> = words.into_iter().flatten().map(String::as_str).collect();
+            writeln!(f, "  address     {}", found.address)?;
+            writeln!(f, "  TLS         {}", words.join(", "))?;
+            if let Some(alpn) = &found.alpn {
+                writeln!(f, "  ALPN        {alpn}")?;
+            }
+            for (n, certificate) in found.server_chain.iter().enumerate() {
+                let label = if n == 0 { "server" } else { "issuer" };
+                let days = certificate.days_left(now);
+                writeln!(
+                    f,
+                    "  {label}      {} ({days} days left)",
+                    certificate.subject
+                )?;
+                if n == 0 {
+                    writeln!(f, "              names {}", certificate.names.join(", "))?;
+                    writeln!(f, "              {}", certificate.pin)?;
+                }
+            }
+            if let Some(name) = &found.matched {
+                writeln!(f, "  name        {name} matched")?;
+            }
+        }
+        match &self.presented {
+            Some(fingerprint) => writeln!(f, "  we are      sha256 {fingerprint}")?,
+            None => writeln!(f, "  we are      nobody (client_auth = false)")?,
+        }
+        if let Some(accepted) = self.accepted {
+            writeln!(f, "  accepted    {accepted}")?;
+        }
+        if let Some(why) = &self.not_ready {
+            writeln!(f, "  not ready   {why}\n  what to do  {}", why.hint)?;
+        }
+        if let Some(failure) = &self.failure {
+            writeln!(
+                f,
+                "  failed in   {} ({})",
+                failure.phase.as_str(),
+                failure.side.as_str()
+            )?;
+            writeln!(
+                f,
+                "  reason      {}\n  what to do  {}",
+                failure.why, failure.why.hint
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,305 @@
+//! One connection, from accept to its line in the log.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ProtocolVersion::TLSv1_3;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::caller::{Caller, acknowledged};
+use super::connect::{Connected, Progress, connect};
+use super::outcome;
+use super::relay::{Break, Limits, Relay, Transfer};
+use super::resolve::Resolver;
+use super::session::Buffered;
+use crate::clock;
+use crate::failure::{Failure, Phase, Reason, Side};
+use crate::route::{Presented, Route};
+use crate::telemetry::{self, ConnectionRecord, TlsRecord};
+
+/// Who called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CallerAddress {
+    Tcp(SocketAddr),
+    /// A peer on a unix socket, as the kernel vouches for it.
+    Unix {
+        uid: u32,
+        gid: u32,
+        pid: Option<i32>,
+    },
+}
+
+impl fmt::Display for CallerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix {
+                uid,
+                gid,
+                pid: Some(pid),
+            } => write!(f, "unix uid={uid} gid={gid} pid={pid}"),
+            Self::Unix {
+                uid,
+                gid,
+                pid: None,
+            } => write!(f, "unix uid={uid} gid={gid}"),
+        }
+    }
+}
+
+/// What is known of the TLS session, for the log.
+#[derive(Debug)]
+struct SessionFacts {
+    endpoint: SocketAddr,
+    version: Option<rustls::ProtocolVersion>,
+    cipher: Option<rustls::CipherSuite>,
+    group: Option<rustls::NamedGroup>,
+    resumed: bool,
+}
+
+/// Serves one caller: dials, relays until both ways have ended, tells the caller by FIN or RST
+/// how it ended, and writes the line in the log. `abort` ends it at once.
+pub(crate) async fn run<C: Caller>(
+    caller: C,
+    address: CallerAddress,
+    route: Arc<Route>,
+    resolver: Arc<Resolver>,
+    abort: CancellationToken,
+) {
+    let accepted = Instant::now();
+    let mut caller = ResetUnlessClean {
+        stream: caller,
+        clean: false,
+    };
+    // The handshake's state is many times the relay's: it lives in a box of its own and is gone
+    // before the relay begins.
+    let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
+    let (result, transfer, facts) = match dialled {
+        Err(failure) => (Err(failure), Transfer::default(), None),
+        Ok(Connected {
+            stream,
+            session,
+            endpoint,
+            ..
+        }) => {
+            let facts = SessionFacts {
+                endpoint,
+                version: session.protocol_version(),
+                cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
+                group: session
+                    .negotiated_key_exchange_group()
+                    .map(|group| group.name()),
+                resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+            };
+            let session = Buffered::new(session);
+            let (result, transfer) = relay(
+                &mut caller.stream,
+                stream,
+                session,
+                &route,
+                accepted,
+                &abort,
+            )
+            .await;
+            caller.clean = result.is_ok();
+            (result, transfer, Some(facts))
+        }
+    };
+    drop(caller);
+    record(
+        &route,
+        &address,
+        accepted.elapsed(),
+        transfer,
+        facts.as_ref(),
+        result.as_ref().err(),
+    );
+}
+
+/// A caller's stream that closes with a reset unless its end was proven clean: a panic on the way
+/// must not look like a complete answer.
+struct ResetUnlessClean<C: Caller> {
+    stream: C,
+    clean: bool,
+}
+
+impl<C: Caller> Drop for ResetUnlessClean<C> {
+    fn drop(&mut self) {
+        if !self.clean {
+            self.stream.reset_on_close();
+        }
+    }
+}
+
+async fn dial<C: Caller>(
+    caller: &C,
+    route: &Route,
+    resolver: &Arc<Resolver>,
+    abort: &CancellationToken,
+) -> Result<Connected, Failure> {
+    let progress = Progress::new();
+    tokio::select! {
+        biased;
+        () = abort.cancelled() => Err(stopped(progress.phase())),
+        result = connect(route, resolver, &progress) => result,
+        () = caller.broken() => Err(Failure::new(
+            progress.phase(),
+            Side::Caller,
+            Reason::CallerLeft,
+            "the caller left before the upstream was ready",
+        )),
+    }
+}
+
+async fn relay<C: Caller>(
+    caller: &mut C,
+    mut upstream: TcpStream,
+    session: Buffered,
+    route: &Route,
+    accepted: Instant,
+    abort: &CancellationToken,
+) -> (Result<(), Failure>, Transfer) {
+    let limits = Limits {
+        idle: route.timeouts.idle,
+        end: route
+            .timeouts
+            .max_lifetime
+            .map(|lifetime| accepted + lifetime),
+        close: route.timeouts.close,
+        unclean_close: route.unclean_close,
+    };
+    let mut relay = Relay::new(caller, &mut upstream, session, limits);
+    relay.prime();
+    let mut counted = Transfer::default();
+    let carried = poll_fn(|cx| {
+        let polled = relay.poll(cx);
+        let now = relay.transfer();
+        if now.up != counted.up {
+            route.metrics.sent_up(now.up - counted.up);
+        }
+        if now.down != counted.down {
+            route.metrics.sent_down(now.down - counted.down);
+        }
+        counted = now;
+        polled
+    });
+    let result = tokio::select! {
+        biased;
+        () = abort.cancelled() => Err(Ended::Stopped),
+        result = carried => result.map_err(Ended::Broken),
+        () = retired(route) => Err(Ended::Retired),
+    };
+    let transfer = relay.transfer();
+    drop(relay);
+    let Err(ended) = result else {
+        return (Ok(()), transfer);
+    };
+
+    // An alert of ours is on its way: a reset would throw it away.
+    let alert_sent = matches!(&ended, Ended::Broken(Break::Tls(_)));
+    if !alert_sent {
+        upstream.reset_on_close();
+    }
+    drop(upstream);
+    let caller_broke = matches!(&ended, Ended::Broken(Break::Caller(_)));
+    if !caller_broke {
+        tokio::select! {
+            biased;
+            () = abort.cancelled() => {}
+            () = acknowledged(caller, route.timeouts.close) => {}
+        }
+    }
+    let failure = match ended {
+        Ended::Broken(broken) => outcome::relay_broke(broken, &transfer, &route.identity),
+        Ended::Stopped => stopped(Phase::Relay),
+        Ended::Retired => Failure::new(
+            Phase::Relay,
+            Side::Local,
+            Reason::Rotated,
+            "the certificate that this connection began with was replaced",
+        ),
+    };
+    (Err(failure), transfer)
+}
+
+enum Ended {
+    Broken(Break),
+    Stopped,
+    Retired,
+}
+
+fn stopped(phase: Phase) -> Failure {
+    Failure::new(phase, Side::Local, Reason::Shutdown, "tlsward is stopping")
+}
+
+/// Resolves at a random moment of the window after the route's certificate was replaced, so that
+/// applications do not all reconnect at once. Never, where connections outlive rotations.
+async fn retired(route: &Route) {
+    let Some(window) = route.retire_over else {
+        return std::future::pending().await;
+    };
+    route.retired.cancelled().await;
+    // std's hasher keys are random enough to spread ends over a window.
+    let share = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+    tokio::time::sleep(window.mul_f64(share)).await;
+}
+
+fn record(
+    route: &Route,
+    caller: &CallerAddress,
+    duration: Duration,
+    transfer: Transfer,
+    facts: Option<&SessionFacts>,
+    failure: Option<&Failure>,
+) {
+    route
+        .metrics
+        .ended(failure.map_or(Ok(()), Err), clock::unix_seconds());
+    if !route.log {
+        return;
+    }
+    let words = facts.map(|facts| {
+        (
+            // "TLSv1_3" and "TLS13_AES_128_GCM_SHA256" are rustls' spellings.
+            facts
+                .version
+                .map(|version| if version == TLSv1_3 { "1.3" } else { "1.2" }),
+            facts
+                .cipher
+                .map(|cipher| format!("{cipher:?}").replace("TLS13_", "TLS_")),
+            facts.group.map(|group| format!("{group:?}")),
+        )
+    });
+    let tls = match (&words, facts) {
+        (Some((Some(version), Some(cipher), group)), Some(facts)) => Some(TlsRecord {
+            version,
+            cipher,
+            group: group.as_deref(),
+            resumed: facts.resumed,
+        }),
+        _ => None,
+    };
+    let endpoint = facts.map(|facts| facts.endpoint);
+    telemetry::connection_ended(&ConnectionRecord {
+        service: route.service.as_str(),
+        caller: Some(caller),
+        endpoint: endpoint
+            .as_ref()
+            .map(|endpoint| endpoint as &dyn fmt::Display),
+        duration,
+        bytes_up: transfer.up,
+        bytes_down: transfer.down,
+        tls,
+        identity: match &route.identity {
+            Presented::Certificate { fingerprint, .. } => Some(fingerprint),
+            Presented::Nothing => None,
+        },
+        outcome: failure.map_or(Ok(()), Err),
+    });
+}

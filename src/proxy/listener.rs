@@ -1,0 +1,484 @@
+//! Listeners: bind, listen, accept.
+//!
+//! Three states, each a type: [`Bound`] has its address and refuses callers (a socket that is
+//! bound but does not listen answers with RST), [`Listening`] lets the kernel queue them,
+//! [`Listening::serve`] takes them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::caller::Caller;
+use super::connect::keepalive_after;
+use super::connection::{self, CallerAddress};
+use super::outcome::out_of_descriptors;
+use super::resolve::Resolver;
+use crate::clock;
+use crate::config::{Callers, Listen};
+use crate::failure::{Explained, Failure, Phase, Reason, Side};
+use crate::route::Route;
+use crate::shutdown::Shutdown;
+
+/// Connections that the kernel queues for us, if `net.core.somaxconn` allows as many.
+const BACKLOG: i32 = 4096;
+
+/// First and longest pause after a failed accept (as ghostunnel: doubling, back to the first
+/// after a success).
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A listener that has its address; callers are refused.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    listen: Listen,
+    socket: Socket,
+    file: Option<SocketFile>,
+}
+
+impl Bound {
+    /// Takes the address.
+    ///
+    /// # Errors
+    /// [`Reason::BindFailed`] with address and cause.
+    pub(crate) fn bind(listen: &Listen) -> Result<Self, Explained> {
+        let failed = |error: io::Error| {
+            Explained::new(Reason::BindFailed, format!("cannot bind {listen}: {error}"))
+        };
+        match listen {
+            Listen::Tcp(address) => {
+                let socket = tcp(*address).map_err(failed)?;
+                Ok(Self {
+                    listen: listen.clone(),
+                    socket,
+                    file: None,
+                })
+            }
+            Listen::Unix { path, mode } => {
+                let (socket, file) = unix(path, *mode).map_err(failed)?;
+                Ok(Self {
+                    listen: listen.clone(),
+                    socket,
+                    file: Some(file),
+                })
+            }
+        }
+    }
+
+    pub(crate) fn address(&self) -> &Listen {
+        &self.listen
+    }
+
+    /// Lets the kernel queue callers.
+    ///
+    /// # Errors
+    /// The listener as it was, with [`Reason::BindFailed`]: Linux lets two sockets bind the same
+    /// address until one of them listens.
+    pub(crate) fn listen(self) -> Result<Listening, Box<(Self, Explained)>> {
+        match self.socket.listen(BACKLOG) {
+            Ok(()) => Ok(Listening(self)),
+            Err(error) => {
+                let why = format!("cannot listen on {}: {error}", self.listen);
+                Err(Box::new((self, Explained::new(Reason::BindFailed, why))))
+            }
+        }
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    // A restart must not wait for connections in TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // "[::]" would take IPv4's port too, depending on a sysctl.
+        socket.set_only_v6(true)?;
+    }
+    // Accepted sockets inherit it, which saves a system call for each.
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
+    let address = SockAddr::unix(path)?;
+    remove_stale(path, &address)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address)?;
+    let file = SocketFile(path.to_owned());
+    if let Some(mode) = mode {
+        // Nobody can connect before `listen`, so there is no moment with the wrong mode.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok((socket, file))
+}
+
+/// Removes what an earlier process left behind: a socket at which nobody answers. Anything else
+/// at the path is left alone and makes `bind` fail.
+fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => {
+            let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            probe.set_nonblocking(true)?;
+            match probe.connect(address) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)
+                }
+                Ok(()) | Err(_) => Ok(()),
+            }
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Removes the socket's file with its listener.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A listener whose callers the kernel queues.
+#[derive(Debug)]
+pub(crate) struct Listening(Bound);
+
+impl Listening {
+    /// Accepts callers and serves each with the route that is current then, until `stop` (or the
+    /// process's drain); then takes those that the kernel had already let in, and closes.
+    /// Connections go on after that as tasks of `shutdown`.
+    ///
+    /// # Errors
+    /// If the runtime cannot take the socket.
+    pub(crate) async fn serve(
+        self,
+        routes: watch::Receiver<Arc<Route>>,
+        resolver: Arc<Resolver>,
+        shutdown: Shutdown,
+        stop: CancellationToken,
+    ) -> io::Result<()> {
+        let Self(Bound {
+            listen: _,
+            socket,
+            file,
+        }) = self;
+        let mut desk = Desk {
+            routes,
+            resolver,
+            shutdown,
+            slots: Arc::default(),
+        };
+        if file.is_some() {
+            desk.serve(&UnixListener::from_std(socket.into())?, &stop)
+                .await;
+        } else {
+            if let Some(idle) = desk.routes.borrow().keepalive {
+                socket.set_tcp_keepalive(&keepalive_after(idle))?;
+            }
+            desk.serve(&TcpListener::from_std(socket.into())?, &stop)
+                .await;
+        }
+        Ok(())
+    }
+}
+
+/// What TCP and unix listeners have in common.
+trait Accept {
+    type Stream: Caller + 'static;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, CallerAddress)>;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, CallerAddress)> {
+        let (stream, address) = Self::accept(self).await?;
+        Ok((stream, CallerAddress::Tcp(address)))
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<(UnixStream, CallerAddress)> {
+        let (stream, _) = Self::accept(self).await?;
+        let peer = stream.peer_cred()?;
+        let address = CallerAddress::Unix {
+            uid: peer.uid(),
+            gid: peer.gid(),
+            pid: peer.pid(),
+        };
+        Ok((stream, address))
+    }
+}
+
+/// Where callers of one listener are received.
+struct Desk {
+    routes: watch::Receiver<Arc<Route>>,
+    resolver: Arc<Resolver>,
+    shutdown: Shutdown,
+    slots: Arc<Slots>,
+}
+
+impl Desk {
+    async fn serve<L: Accept>(&mut self, listener: &L, stop: &CancellationToken) {
+        let drain = self.shutdown.drain().clone();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // The slot first: a caller beyond the limit waits in the kernel's backlog.
+            let slot = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = drain.cancelled() => break,
+                slot = self.slot() => slot,
+            };
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = drain.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    pause = FIRST_PAUSE;
+                    self.receive(stream, address, slot);
+                }
+                Err(error) if is_of_one_caller(&error) => {}
+                Err(error) => {
+                    self.accept_failed(&error, pause);
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = drain.cancelled() => break,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+        // Closing the socket would reset callers that the kernel has let in already. No more than
+        // the backlog can be there, and none can be waited for.
+        for _ in 0..BACKLOG {
+            let now = std::future::ready(());
+            tokio::select! {
+                biased;
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, address)) => self.receive(stream, address, self.slots.take()),
+                    Err(error) if is_of_one_caller(&error) => {}
+                    Err(_) => break,
+                },
+                () = now => break,
+            }
+        }
+    }
+
+    /// Waits until the current route's `max_connections` leaves room for one more.
+    async fn slot(&mut self) -> Slot {
+        loop {
+            let max = self.routes.borrow_and_update().max_connections;
+            let freed = self.slots.freed.notified();
+            if max.is_none_or(|max| self.slots.open.load(Ordering::Relaxed) < max) {
+                return self.slots.take();
+            }
+            tokio::select! {
+                () = freed => {}
+                changed = self.routes.changed() => if changed.is_err() {
+                    // Control is gone; the drain token ends this listener.
+                    std::future::pending::<()>().await;
+                },
+            }
+        }
+    }
+
+    fn receive<C: Caller + 'static>(&self, stream: C, address: CallerAddress, slot: Slot) {
+        let route = Arc::clone(&self.routes.borrow());
+        let open = route.metrics.opened();
+        if !admits(&route.callers, &address) {
+            stream.reset_on_close();
+            drop(stream);
+            let detail = format!("{address} is not in allow_callers");
+            let failure = Failure::new(
+                Phase::Accept,
+                Side::Caller,
+                Reason::CallerNotAllowed,
+                detail,
+            );
+            route.metrics.ended(Err(&failure), clock::unix_seconds());
+            warn!(service = %route.service, caller = %address, phase = "accept", side = "caller",
+                reason = %failure.why.reason, detail = failure.why.detail,
+                hint = failure.why.hint, "caller refused");
+            return;
+        }
+        let resolver = Arc::clone(&self.resolver);
+        let abort = self.shutdown.abort().clone();
+        let metrics = Arc::clone(&route.metrics);
+        let serving = connection::run(stream, address, route, resolver, abort);
+        self.shutdown.connections().spawn(async move {
+            // One connection's bug ends one connection, and is counted. The panic hook has said
+            // where it was.
+            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+                let bug = Failure::new(Phase::Relay, Side::Local, Reason::Internal, "panic");
+                metrics.ended(Err(&bug), clock::unix_seconds());
+            }
+            drop((open, slot));
+        });
+    }
+
+    fn accept_failed(&self, error: &io::Error, pause: Duration) {
+        let reason = if out_of_descriptors(error) {
+            Reason::TooManyFiles
+        } else {
+            Reason::LocalResource
+        };
+        let failure = Failure::new(Phase::Accept, Side::Local, reason, error.to_string());
+        let route = self.routes.borrow();
+        route.metrics.ended(Err(&failure), clock::unix_seconds());
+        warn!(service = %route.service, phase = "accept", side = "local", reason = %reason,
+            detail = failure.why.detail, hint = failure.why.hint,
+            pause_ms = pause.as_millis() as u64, "cannot accept; callers wait in the backlog");
+    }
+}
+
+/// Errors that accept(2) reports of the one connection that it took, and that say nothing of the
+/// next.
+fn is_of_one_caller(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        errno,
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::INTR
+                | Errno::PROTO
+                | Errno::NETDOWN
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NETUNREACH
+        )
+    )
+}
+
+fn admits(callers: &Callers, address: &CallerAddress) -> bool {
+    match (callers, address) {
+        (Callers::Anyone, _) => true,
+        (Callers::Networks(networks), CallerAddress::Tcp(address)) => {
+            let ip = address.ip().to_canonical();
+            networks.iter().any(|network| network.contains(&ip))
+        }
+        (Callers::Peers { uids, gids }, CallerAddress::Unix { uid, gid, .. }) => {
+            uids.contains(uid) || gids.contains(gid)
+        }
+        // The configuration gives each kind of listener its kind of list.
+        (Callers::Networks(_), CallerAddress::Unix { .. })
+        | (Callers::Peers { .. }, CallerAddress::Tcp(_)) => false,
+    }
+}
+
+/// Counts open connections of a listener against its limit.
+#[derive(Debug, Default)]
+struct Slots {
+    open: AtomicUsize,
+    freed: Notify,
+}
+
+impl Slots {
+    fn take(self: &Arc<Self>) -> Slot {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Slot(Arc::clone(self))
+    }
+}
+
+/// One open connection; makes room when dropped.
+#[derive(Debug)]
+struct Slot(Arc<Slots>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_are_admitted_by_network_or_by_the_ids_that_the_kernel_vouches_for() {
+        let networks = Callers::Networks(vec!["10.0.0.0/8".parse().unwrap()]);
+        let tcp = |ip: &str| CallerAddress::Tcp(SocketAddr::new(ip.parse().unwrap(), 1));
+        let unix = |uid, gid| CallerAddress::Unix {
+            uid,
+            gid,
+            pid: None,
+        };
+        assert!(admits(&networks, &tcp("10.1.2.3")));
+        assert!(admits(&networks, &tcp("::ffff:10.1.2.3")));
+        assert!(!admits(&networks, &tcp("11.1.2.3")));
+        assert!(!admits(&networks, &unix(0, 0)));
+        let peers = Callers::Peers {
+            uids: vec![1000],
+            gids: vec![20],
+        };
+        assert!(admits(&peers, &unix(1000, 1)));
+        assert!(admits(&peers, &unix(1, 20)));
+        assert!(!admits(&peers, &unix(0, 0)));
+        assert!(!admits(&peers, &tcp("127.0.0.1")));
+        assert!(admits(&Callers::Anyone, &unix(5, 5)));
+    }
+
+    #[test]
+    fn a_bound_listener_refuses_callers_until_it_listens() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let bound = Bound::bind(&Listen::Tcp(free)).unwrap();
+        let refused = std::net::TcpStream::connect(free).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let _listening = bound.listen().unwrap();
+        std::net::TcpStream::connect(free).unwrap();
+    }
+
+    #[test]
+    fn an_address_in_use_is_named_with_the_reason() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let why = Bound::bind(&Listen::Tcp(address)).unwrap_err();
+        assert_eq!(why.reason, Reason::BindFailed);
+        assert!(why.detail.contains(&address.to_string()), "{why}");
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let listen = Listen::Unix {
+            path: directory.path().join("s"),
+            mode: Some(0o600),
+        };
+        let path = directory.path().join("s");
+        let dead = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(dead);
+        let bound = Bound::bind(&listen).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let _living = bound.listen().unwrap();
+        Bound::bind(&listen).unwrap_err();
+        assert!(path.exists());
+    }
+}

@@ -1,0 +1,63 @@
+//! All that one connection may know: finished, immutable, shared.
+//!
+//! There is no route without a TLS configuration and no plaintext variant of one, so the proxy
+//! cannot forward in the clear by mistake.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Callers, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
+use crate::metrics::ServiceMetrics;
+
+/// The way of a connection: where to, how, and with which identity.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) service: ServiceName,
+    /// Tried in this order; never empty.
+    pub(crate) upstream: Vec<UpstreamAddress>,
+    /// SNI and verified name; `None`: the host that is dialled.
+    pub(crate) server_name: Option<ServerName<'static>>,
+    /// Presents the service's identity and verifies as configured.
+    pub(crate) tls: Arc<ClientConfig>,
+    /// The client certificate that `tls` presents, or that it was said to present none.
+    pub(crate) identity: Presented,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) unclean_close: UncleanClose,
+    pub(crate) callers: Callers,
+    pub(crate) max_connections: Option<usize>,
+    /// Log a line when a connection ends.
+    pub(crate) log: bool,
+    /// Cancelled when this route's certificate was replaced and the service drains on rotation.
+    pub(crate) retired: CancellationToken,
+    /// Over how long the ends of retired connections are spread; `None`: they stay.
+    pub(crate) retire_over: Option<Duration>,
+    pub(crate) metrics: Arc<ServiceMetrics>,
+}
+
+/// What a route presents to the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Presented {
+    /// A client certificate, by its SHA-256 fingerprint in hex.
+    Certificate {
+        /// SHA-256 of the leaf.
+        fingerprint: Arc<str>,
+        /// Which load of this identity it is, from 1.
+        generation: u64,
+    },
+    /// None: the file says `client_auth = false`.
+    Nothing,
+}
+
+impl Route {
+    /// The name for SNI and verification when `upstream` is dialled.
+    pub(crate) fn server_name_for(&self, upstream: &UpstreamAddress) -> ServerName<'static> {
+        self.server_name
+            .clone()
+            .unwrap_or_else(|| upstream.host.server_name())
+    }
+}

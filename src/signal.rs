@@ -1,0 +1,68 @@
+//! What the process is told by signals: SIGHUP asks for a reload, SIGTERM and SIGINT for the
+//! drain, and a second one of these for the end.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+use crate::admin::{ReloadOutcome, ReloadRequest};
+use crate::shutdown::Shutdown;
+
+/// The signals that end the process.
+pub(crate) struct Stop {
+    term: Signal,
+    int: Signal,
+}
+
+impl Stop {
+    /// Takes SIGTERM and SIGINT over from the default action.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The next of them, by name. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Turns each SIGHUP into a reload until the drain begins.
+///
+/// # Errors
+/// What the system reports, at once.
+pub(crate) fn reload_on_hangup(
+    reloads: mpsc::Sender<ReloadRequest>,
+    shutdown: &Shutdown,
+) -> io::Result<impl Future<Output = ()> + use<>> {
+    let mut hangups = signal(SignalKind::hangup())?;
+    let drain = shutdown.drain().clone();
+    Ok(async move {
+        loop {
+            tokio::select! {
+                () = drain.cancelled() => return,
+                hangup = hangups.recv() => if hangup.is_none() { return },
+            }
+            info!("SIGHUP: reading configuration and certificates again");
+            let (reply, answer) = oneshot::channel();
+            if reloads.send(ReloadRequest { reply }).await.is_err() {
+                return;
+            }
+            match answer.await {
+                Ok(ReloadOutcome::Applied(_)) => info!("SIGHUP: done"),
+                // Control has said why.
+                Ok(ReloadOutcome::Refused(_)) | Err(_) => {}
+            }
+        }
+    })
+}
