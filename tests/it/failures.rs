@@ -12,7 +12,7 @@ use rcgen::ExtendedKeyUsagePurpose;
 use rustls::NamedGroup;
 use tokio::net::TcpSocket;
 
-use crate::support::net::{Caller, Ending, address};
+use crate::support::net::{self, Caller, Ending, address};
 use crate::support::pki::{Ca, IdentityFiles, Pki, SERVER_NAME};
 use crate::support::proxy::{Config, Proxy, Service, path_text};
 use crate::support::scene::{NAME, Scene, visit};
@@ -44,8 +44,7 @@ async fn towards(
 }
 
 async fn is_reset(service: &Service) {
-    let mut caller = Caller::connect(service.address()).await;
-    assert_eq!(caller.ending().await, Ending::Reset);
+    net::is_reset(service.address()).await;
 }
 
 // === accept ===
@@ -434,8 +433,18 @@ async fn wrong_usage_means_a_certificate_that_is_not_for_servers() {
 }
 
 #[tokio::test]
-async fn bad_certificate_means_a_signature_that_does_not_hold() {
+async fn a_signature_that_does_not_hold_is_an_untrusted_issuer() {
     let scene = presented(|pki| pki.server().forged(), |service| service).await;
+    refused_with(&scene, ["handshake", "upstream", "untrusted_issuer"], "ca").await;
+}
+
+#[tokio::test]
+async fn bad_certificate_means_one_that_asks_for_what_nobody_here_understands() {
+    let scene = presented(
+        |pki| pki.root.server().unknown_critical_extension().issue(),
+        |service| service,
+    )
+    .await;
     refused_with(
         &scene,
         ["handshake", "upstream", "bad_certificate"],
@@ -534,7 +543,7 @@ async fn no_shared_cipher_where_no_group_is_in_common() {
             options.groups = vec![NamedGroup::secp384r1];
             options
         },
-        |service| service.tls("key_exchange", r#"["x25519"]"#),
+        |service| service.tls("key_exchange", r#"["X25519"]"#),
     )
     .await;
     refused_with(
@@ -771,7 +780,10 @@ async fn a_failed_dial_tells_the_upstream_why_and_leaves_nothing_open() {
             _ => None,
         })
         .await;
-    assert!(error.contains("CertificateExpired"), "the alert says why: {error}");
+    assert!(
+        error.contains("CertificateExpired"),
+        "the alert says why: {error}"
+    );
     scene.upstream.end_of(number).await;
     scene.proxy.counter_becomes(NAME, "open", 0).await;
 }
