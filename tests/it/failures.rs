@@ -12,15 +12,15 @@ use rcgen::ExtendedKeyUsagePurpose;
 use rustls::NamedGroup;
 use tokio::net::TcpSocket;
 
-use crate::support::net::{Caller, Ending, address};
+use crate::support::net::{self, Caller, Ending, address};
 use crate::support::pki::{Ca, IdentityFiles, Pki, SERVER_NAME};
 use crate::support::proxy::{Config, Proxy, Service, path_text};
 use crate::support::scene::{NAME, Scene, visit};
 use crate::support::servers::{Openssl, program};
+use crate::support::until;
 use crate::support::upstream::{
     Behaviour, ClientAuth, End, Event, Options, TLS12, TLS13, Upstream,
 };
-use crate::support::{until, within};
 
 /// That callers are reset without a byte, and that the failure is reported in these words.
 async fn refused_with(scene: &Scene, words: [&str; 3], advice: &str) -> serde_json::Value {
@@ -44,8 +44,7 @@ async fn towards(
 }
 
 async fn is_reset(service: &Service) {
-    let mut caller = Caller::connect(service.address()).await;
-    assert_eq!(caller.ending().await, Ending::Reset);
+    net::is_reset(service.address()).await;
 }
 
 // === accept ===
@@ -237,6 +236,8 @@ async fn timeout_says_that_it_hung_in_the_handshake_where_the_server_is_silent()
     .await;
     let (end, _) = scene.upstream.end_of(1).await;
     assert!(matches!(end, End::Fin | End::Reset), "{end:?}");
+    scene.upstream.behave(Behaviour::Identify);
+    visit(&scene.service).await;
 }
 
 // === handshake: the server's certificate ===
@@ -432,8 +433,18 @@ async fn wrong_usage_means_a_certificate_that_is_not_for_servers() {
 }
 
 #[tokio::test]
-async fn bad_certificate_means_a_signature_that_does_not_hold() {
+async fn a_signature_that_does_not_hold_is_an_untrusted_issuer() {
     let scene = presented(|pki| pki.server().forged(), |service| service).await;
+    refused_with(&scene, ["handshake", "upstream", "untrusted_issuer"], "ca").await;
+}
+
+#[tokio::test]
+async fn bad_certificate_means_one_that_asks_for_what_nobody_here_understands() {
+    let scene = presented(
+        |pki| pki.root.server().unknown_critical_extension().issue(),
+        |service| service,
+    )
+    .await;
     refused_with(
         &scene,
         ["handshake", "upstream", "bad_certificate"],
@@ -532,7 +543,7 @@ async fn no_shared_cipher_where_no_group_is_in_common() {
             options.groups = vec![NamedGroup::secp384r1];
             options
         },
-        |service| service.tls("key_exchange", r#"["x25519"]"#),
+        |service| service.tls("key_exchange", r#"["X25519"]"#),
     )
     .await;
     refused_with(
@@ -654,9 +665,10 @@ async fn a_callers_reset_reaches_the_upstream_as_a_break_and_never_as_close_noti
     for versions in [TLS12, TLS13] {
         let scene = Scene::set(|options| options.versions(versions), |service| service).await;
         let (mut caller, _) = scene.introduce().await;
+        let peer = scene.upstream.handshake_after(0).await;
         caller.echo(b"half a message, then").await;
         caller.reset();
-        let (end, received) = scene.upstream.end_of(1).await;
+        let (end, received) = scene.upstream.end_of(peer.number).await;
         assert_eq!((end, received), (End::Reset, 20));
         scene
             .proxy
@@ -757,20 +769,21 @@ async fn failing_callers_do_not_disturb_others() {
 }
 
 #[tokio::test]
-async fn a_failed_dial_leaves_nothing_open_at_the_upstream() {
+async fn a_failed_dial_tells_the_upstream_why_and_leaves_nothing_open() {
     let scene = presented(|pki| pki.root.server().expired().issue(), |service| service).await;
     scene.call_is_refused().await;
-    within("the upstream to see the end", async {
-        scene
-            .upstream
-            .journal()
-            .wait("a failed handshake at the upstream", |event| match event {
-                Event::HandshakeFailed { error, .. } => Some(error.clone()),
-                _ => None,
-            })
-            .await
-    })
-    .await;
-    scene.upstream.end_of(1).await;
+    let (number, error) = scene
+        .upstream
+        .journal()
+        .wait("a failed handshake at the upstream", |event| match event {
+            Event::HandshakeFailed { number, error } => Some((*number, error.clone())),
+            _ => None,
+        })
+        .await;
+    assert!(
+        error.contains("CertificateExpired"),
+        "the alert says why: {error}"
+    );
+    scene.upstream.end_of(number).await;
     scene.proxy.counter_becomes(NAME, "open", 0).await;
 }

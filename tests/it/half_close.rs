@@ -169,12 +169,13 @@ async fn a_full_direction_does_not_hold_up_the_other() {
     let mut caller = scene.call().await;
     scene.proxy.counter_stands_still(NAME, "bytes_down").await;
     caller.send(b"can you hear me?\n").await;
-    scene
+    let line = scene
         .upstream
         .journal()
         .wait("the caller's line at the upstream", |event| match event {
-            Event::Heard { line, .. } => Some(assert_eq!(line, "can you hear me?\n")),
+            Event::Heard { line } => Some(line.clone()),
             _ => None,
         })
         .await;
+    assert_eq!(line, "can you hear me?\n");
 }

@@ -11,11 +11,15 @@
     reason = "tests play the operator: they write and read files, start tasks and programs, and fail by panicking"
 )]
 
+mod admin;
+mod cli;
 mod drain;
 mod failures;
 mod half_close;
+mod kit;
 mod limits;
 mod mtls;
+mod real_servers;
 mod reload;
 mod rotation;
 mod support;

@@ -46,11 +46,6 @@ impl<T: Clone + Debug> Journal<T> {
         self.entries.lock().unwrap().clone()
     }
 
-    pub(crate) fn count(&self, mut is_it: impl FnMut(&T) -> bool) -> usize {
-        let entries = self.entries.lock().unwrap();
-        entries.iter().filter(|entry| is_it(entry)).count()
-    }
-
     /// Waits for the first entry, from the very beginning, of which `pick` makes something.
     #[track_caller]
     pub(crate) fn wait<R>(

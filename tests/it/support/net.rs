@@ -218,6 +218,15 @@ impl Caller {
     }
 }
 
+/// Connects and expects to be reset without a byte. The reset may be quicker than the return of
+/// connect(2), which then reports it.
+pub(crate) async fn is_reset(address: SocketAddr) {
+    match Caller::try_connect(address).await {
+        Ok(mut caller) => assert_eq!(caller.ending().await, Ending::Reset),
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}"),
+    }
+}
+
 /// Closes with RST instead of FIN.
 pub(crate) fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket)

@@ -292,6 +292,14 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// An extension that must be understood and is not.
+    pub(crate) fn unknown_critical_extension(mut self) -> Self {
+        let mut extension = unknown_extension(vec![0x05, 0x00]);
+        extension.set_criticality(true);
+        self.params.custom_extensions.push(extension);
+        self
+    }
+
     pub(crate) fn key_kind(mut self, algorithm: &'static SignatureAlgorithm) -> Self {
         self.key = Some(KeyPair::generate_for(algorithm).unwrap());
         self
@@ -404,15 +412,14 @@ fn unrelated(common_name: &str, padding: usize) -> CertificateDer<'static> {
     params
         .distinguished_name
         .push(DnType::CommonName, common_name);
-    // An arc of 1.3.6.1.4.1 that is set aside for documentation (RFC 5612).
-    params
-        .custom_extensions
-        .push(CustomExtension::from_oid_content(
-            &[1, 3, 6, 1, 4, 1, 32473, 1],
-            octets,
-        ));
+    params.custom_extensions.push(unknown_extension(octets));
     let key = KeyPair::generate().unwrap();
     params.self_signed(&key).unwrap().der().clone()
+}
+
+/// With an identifier below the arc that is set aside for documentation (RFC 5612).
+fn unknown_extension(content: Vec<u8>) -> CustomExtension {
+    CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 32473, 1], content)
 }
 
 fn ca_params(common_name: &str, from: Duration, to: Duration) -> CertificateParams {

@@ -154,6 +154,7 @@ pub(crate) fn path_text(path: &Path) -> &str {
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     admin: String,
+    admin_keys: String,
     top: String,
     services: Vec<Service>,
 }
@@ -163,6 +164,7 @@ impl Config {
     pub(crate) fn new() -> Self {
         Self {
             admin: net::address().to_string(),
+            admin_keys: String::new(),
             top: String::new(),
             services: Vec::new(),
         }
@@ -190,6 +192,21 @@ impl Config {
         self
     }
 
+    /// Where the admin endpoint listens.
+    pub(crate) fn admin_address(&self) -> &str {
+        &self.admin
+    }
+
+    pub(crate) fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// A further key of the `admin` table; `value` is TOML as written.
+    pub(crate) fn admin_key(mut self, key: &str, value: &str) -> Self {
+        let _ = writeln!(self.admin_keys, "{key} = {value}");
+        self
+    }
+
     /// Lines for the top of the file, above the first table.
     pub(crate) fn top(mut self, lines: &str) -> Self {
         self.top.push_str(lines);
@@ -198,7 +215,12 @@ impl Config {
     }
 
     pub(crate) fn render(&self) -> String {
-        let mut out = format!("{}[admin]\nlisten = {}\n", self.top, quoted(&self.admin));
+        let mut out = format!(
+            "{}[admin]\nlisten = {}\n{}",
+            self.top,
+            quoted(&self.admin),
+            self.admin_keys
+        );
         for service in &self.services {
             service.render(&mut out);
         }
@@ -572,7 +594,6 @@ pub(crate) fn series(exposition: &str, name: &str, labels: &[(&str, &str)]) -> V
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) code: u16,
-    pub(crate) head: String,
     pub(crate) body: String,
 }
 
@@ -621,7 +642,6 @@ async fn converse(
         .ok_or_else(|| malformed("no status code"))?;
     Ok(Answer {
         code,
-        head: head.to_owned(),
         body: body.to_owned(),
     })
 }

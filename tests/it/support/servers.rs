@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use tempfile::TempDir;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
@@ -24,7 +25,7 @@ impl Server {
     async fn start(mut command: Command, address: SocketAddr, directory: TempDir) -> Self {
         let log = std::fs::File::create(directory.path().join("output")).unwrap();
         let child = command
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .kill_on_drop(true)
@@ -53,6 +54,15 @@ impl Server {
             }
         })
         .await;
+    }
+
+    /// Types a line into the server's standard input.
+    pub(crate) async fn type_line(&mut self, line: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .await
+            .expect("the server reads its standard input");
     }
 
     /// What it wrote to stdout and stderr.
@@ -178,6 +188,9 @@ pub(crate) enum Openssl {
     Reverse,
     /// Answers HTTP requests with the state of TLS (`-www`).
     Www,
+    /// Shows what comes and sends what is typed ([`Server::type_line`]); a line that begins with
+    /// `r` asks for a renegotiation.
+    Console,
 }
 
 impl Openssl {
@@ -194,9 +207,10 @@ impl Openssl {
             .args(["-CAfile", "clients.crt"])
             .args(["-Verify", "1", "-verify_return_error"])
             .args(more)
-            .arg(match self {
-                Self::Reverse => "-rev",
-                Self::Www => "-www",
+            .args(match self {
+                Self::Reverse => Some("-rev"),
+                Self::Www => Some("-www"),
+                Self::Console => None,
             });
         Server::start(command, address, directory).await
     }

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
@@ -62,7 +61,7 @@ pub(crate) enum Event {
     /// TLS stands.
     Handshaken(Peer),
     /// A line came ([`Behaviour::Flood`]).
-    Heard { number: usize, line: String },
+    Heard { line: String },
     /// The server refused, or the other side did.
     HandshakeFailed { number: usize, error: String },
     /// The connection's other side has ended.
@@ -99,8 +98,6 @@ pub(crate) struct Peer {
     pub(crate) alpn: Option<String>,
     pub(crate) version: rustls::ProtocolVersion,
     pub(crate) group: Option<rustls::NamedGroup>,
-    /// When TCP was accepted.
-    pub(crate) at: Instant,
 }
 
 /// The first line of [`Behaviour::Identify`].
@@ -374,12 +371,6 @@ impl Upstream {
             },
         )
     }
-
-    /// Closes the port; open connections are dropped.
-    pub(crate) async fn stop(mut self) {
-        self.accepting.abort();
-        let _ = (&mut self.accepting).await;
-    }
 }
 
 impl Drop for Upstream {
@@ -400,7 +391,6 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn connection(mut socket: TcpStream, number: usize, shared: Arc<Shared>) {
-    let at = Instant::now();
     let behaviour = shared.behaviour.lock().unwrap().clone();
     let config = Arc::clone(&shared.config.lock().unwrap());
     let report = |how, received| {
@@ -438,7 +428,7 @@ async fn connection(mut socket: TcpStream, number: usize, shared: Arc<Shared>) {
             return report(drain_tcp(&mut socket).await, 0);
         }
     };
-    let peer = peer(&stream, number, at);
+    let peer = peer(&stream, number);
     shared.journal.push(Event::Handshaken(peer.clone()));
     let mut received = 0;
     let how = match behave(
@@ -526,7 +516,7 @@ async fn behave(
             send(stream, &bytes).await?;
             return Ok(Next::Break);
         }
-        Behaviour::Flood => flood(stream, peer.number, journal).await?,
+        Behaviour::Flood => flood(stream, journal).await?,
         Behaviour::Hold => {
             // Until the proxy has gone; the payload stays unread in the socket.
             stream.get_ref().0.ready(tokio::io::Interest::ERROR).await?;
@@ -561,11 +551,7 @@ async fn echo(
     }
 }
 
-async fn flood(
-    stream: &mut TlsStream<TcpStream>,
-    number: usize,
-    journal: &Journal<Event>,
-) -> io::Result<()> {
+async fn flood(stream: &mut TlsStream<TcpStream>, journal: &Journal<Event>) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let zeros = vec![0; 64 * 1024];
     let sending = async {
@@ -579,7 +565,7 @@ async fn flood(
             line.push(reader.read_u8().await?);
         }
         let line = String::from_utf8_lossy(&line).into_owned();
-        journal.push(Event::Heard { number, line });
+        journal.push(Event::Heard { line });
         std::future::pending().await
     };
     tokio::select! {
@@ -621,7 +607,7 @@ fn end_of(error: &io::Error) -> End {
     }
 }
 
-fn peer(stream: &TlsStream<TcpStream>, number: usize, at: Instant) -> Peer {
+fn peer(stream: &TlsStream<TcpStream>, number: usize) -> Peer {
     let session = stream.get_ref().1;
     let (common_name, serial) = match session.peer_certificates() {
         None => ("-".to_owned(), "-".to_owned()),
@@ -651,6 +637,5 @@ fn peer(stream: &TlsStream<TcpStream>, number: usize, at: Instant) -> Peer {
         group: session
             .negotiated_key_exchange_group()
             .map(|group| group.name()),
-        at,
     }
 }
