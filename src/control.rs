@@ -249,11 +249,27 @@ impl Control {
         if answers.is_empty() {
             return;
         }
+        self.count_unchanged(&judged, result.is_some(), trigger);
         let outcome = self.outcome(result, &judged);
         let answered = |(ticket, _): &mut (Ticket, ReloadRequest)| answers.contains(ticket);
         for (_, request) in self.requests.extract_if(.., answered) {
             // Whoever asked may have gone.
             let _ = request.reply.send(outcome.clone());
+        }
+    }
+
+    /// A request also succeeds where there is nothing new, and its metrics say so.
+    fn count_unchanged(&self, judged: &[Judged], config_read: bool, trigger: Trigger) {
+        let now = clock::unix_seconds();
+        if !config_read && self.refused.is_none() {
+            self.setup.metrics.reloaded("config", trigger, "unchanged", now);
+        }
+        for key in Credentials::sources(&self.state.config) {
+            let is_new = judged.iter().any(|judged| judged.key == key);
+            if !is_new && self.refusal(&key).is_none() {
+                let kind = report::source_kind(&key);
+                self.setup.metrics.reloaded(kind, trigger, "unchanged", now);
+            }
         }
     }
 

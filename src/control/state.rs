@@ -316,3 +316,6 @@ pub(crate) fn address(service: &Service) -> Listen {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;
