@@ -104,7 +104,7 @@ fn report_unknown(environment: &BTreeMap<String, String>, findings: &mut Finding
         .keys()
         .filter(|name| name.starts_with("TLSWARD_"))
     {
-        if known().any(|name| name == variable) {
+        if known().any(|name| name == variable) || is_service_link(variable) {
             continue;
         }
         let fix = match nearest(variable, known()) {
@@ -116,6 +116,16 @@ fn report_unknown(environment: &BTreeMap<String, String>, findings: &mut Finding
         };
         findings.report_variable(variable, "", Wrong::new("no setting has this name", fix));
     }
+}
+
+/// Whether Kubernetes has set this variable: next to a Service called `tlsward` (or `tlsward-…`)
+/// every container finds `TLSWARD_SERVICE_HOST`, `TLSWARD_PORT_443_TCP_ADDR` and the like.
+fn is_service_link(variable: &str) -> bool {
+    let protocol = ["_TCP", "_UDP", "_SCTP"];
+    variable.ends_with("_SERVICE_HOST")
+        || variable.contains("_SERVICE_PORT")
+        || variable.ends_with("_PORT")
+        || (variable.contains("_PORT_") && protocol.iter().any(|name| variable.contains(name)))
 }
 
 /// `verify`, and Kong's `on` and `off`.

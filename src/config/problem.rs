@@ -221,14 +221,19 @@ impl<'a> Findings<'a> {
 
     /// Records a mistake in an environment variable.
     pub(super) fn report_variable(&mut self, variable: &str, key: impl Into<String>, wrong: Wrong) {
-        let value = self.environment.get(variable).map_or("", String::as_str);
+        let key: String = key.into();
+        // The value of a variable that we do not know may be somebody's secret.
+        let value = match self.environment.get(variable) {
+            Some(value) if !key.is_empty() => value,
+            _ => "",
+        };
         self.found.push((
             AFTER_THE_FILE,
             Problem {
                 place: Place::Variable {
                     variable: variable.to_owned(),
                 },
-                key: key.into(),
+                key,
                 text: shown(value.lines().next().unwrap_or_default()),
                 reason: wrong.reason,
                 fix: wrong.fix,

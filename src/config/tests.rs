@@ -128,9 +128,8 @@ fn every_valid_fixture_is_taken_and_says_what_its_comments_say() {
 fn every_invalid_fixture_has_the_problems_that_its_comments_name_and_no_others() {
     let mut complaints = String::new();
     for fixture in Fixture::all("invalid") {
-        let problems = match fixture.parse() {
-            Err(problems) => problems,
-            Ok(_) => panic!("{} was taken", fixture.path.display()),
+        let Err(problems) = fixture.parse() else {
+            panic!("{} was taken", fixture.path.display());
         };
         let mut expected = fixture.expected.clone();
         let mut unexpected = Vec::new();

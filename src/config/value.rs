@@ -433,3 +433,217 @@ pub(super) fn caller(text: &str) -> Parsed<CallerPattern> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was wrong and what to do, of a value that must be refused.
+    fn refused<T: std::fmt::Debug>(parsed: Parsed<T>) -> String {
+        let wrong = parsed.unwrap_err();
+        format!("{} | {}", wrong.reason, wrong.fix)
+    }
+
+    #[test]
+    fn a_duration_is_the_sum_of_its_parts() {
+        for (text, millis) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("10s", 10_000),
+            ("1h30m", 5_400_000),
+            ("1d1h1m1s1ms", 90_061_001),
+            ("90m", 5_400_000),
+            ("365d", 31_536_000_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_that_could_be_misread_is_refused() {
+        for (text, message) in [
+            ("", "empty"),
+            ("10", "write \"10s\""),
+            ("s", "not a duration"),
+            ("10S", "not a duration"),
+            ("10 s", "not a duration"),
+            ("-10s", "not a duration"),
+            ("+1s", "not a duration"),
+            ("1.5s", "not a duration"),
+            ("10sec", "not a duration"),
+            ("30m1h", "not a duration"),
+            ("1s1s", "not a duration"),
+            ("1h30", "not a duration"),
+            ("١s", "not a duration"),
+            ("366d", "longer than a year"),
+            ("99999999999999999d", "longer than a year"),
+            ("99999999999999999999s", "not a duration"),
+            ("off", "cannot be switched off"),
+        ] {
+            let error = refused(duration(text));
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn limits_take_no_zero_and_only_some_can_be_switched_off() {
+        assert!(refused(time_limit("0ms")).contains("nothing could ever succeed"));
+        assert!(refused(time_limit("off")).contains("cannot be switched off"));
+        assert_eq!(time_limit_or_off("off"), Ok(None));
+        assert!(refused(time_limit_or_off("0s")).contains("write \"off\""));
+    }
+
+    #[test]
+    fn keepalive_takes_what_the_system_takes() {
+        assert_eq!(keepalive("off"), Ok(None));
+        assert_eq!(keepalive("1s"), Ok(Some(Duration::from_secs(1))));
+        assert_eq!(keepalive("32767s"), Ok(Some(Duration::from_secs(32_767))));
+        for text in ["0s", "999ms", "1s500ms", "32768s"] {
+            assert!(refused(keepalive(text)).contains("whole seconds"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_log_filter_with_a_misspelt_level_is_refused() {
+        for text in [
+            "info",
+            "WARN",
+            "off",
+            "info,tlsward=debug",
+            "tlsward::proxy=trace",
+            "hyper",
+        ] {
+            assert_eq!(log_filter(text).as_deref(), Ok(text));
+        }
+        for (text, message) in [
+            ("", "empty"),
+            ("inof", "did you mean \"info\""),
+            ("tlsward=debug,wran", "did you mean \"warn\""),
+            ("tlsward=loud", "is not a log filter"),
+        ] {
+            let error = refused(log_filter(text));
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn paths_count_from_the_base_and_equal_files_compare_equal() {
+        let base = Path::new("/etc/tlsward");
+        for (text, expected) in [
+            ("/a/b.crt", "/a/b.crt"),
+            ("a.crt", "/etc/tlsward/a.crt"),
+            ("./certs//a.crt", "/etc/tlsward/certs/a.crt"),
+            ("certs/", "/etc/tlsward/certs"),
+            ("../a.crt", "/etc/tlsward/../a.crt"),
+        ] {
+            let found = path(text, base).unwrap();
+            assert_eq!(found.as_os_str(), expected, "{text}");
+        }
+        assert_eq!(ca("system", base), Ok(CaSource::System));
+        assert_eq!(
+            ca("./system", base),
+            Ok(CaSource::Path("/etc/tlsward/system".into()))
+        );
+    }
+
+    #[test]
+    fn a_server_name_is_a_name_or_an_address_and_nothing_more() {
+        for text in ["billing.internal", "127.0.0.1", "::1", "a_b.internal"] {
+            assert_eq!(server_name(text).unwrap().to_str(), text);
+        }
+        for (text, message) in [
+            ("", "empty"),
+            ("a.internal:443", "write \"a.internal\""),
+            ("[::1]:443", "write \"::1\""),
+            ("*.internal", "not a pattern"),
+            ("bücher.example", "xn--"),
+            ("a..b", "not a host name"),
+        ] {
+            let error = refused(server_name(text));
+            assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_name_pattern_is_a_dns_name_or_a_uri_with_whole_parts_open() {
+        for (text, expected) in [
+            (
+                "Billing.Internal",
+                NamePattern::Dns("billing.internal".into()),
+            ),
+            ("*.internal", NamePattern::Dns("*.internal".into())),
+            (
+                "spiffe://x/ns/*/**",
+                NamePattern::Uri("spiffe://x/ns/*/**".into()),
+            ),
+            ("spiffe://x", NamePattern::Uri("spiffe://x".into())),
+        ] {
+            assert_eq!(name_pattern(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "*",
+            "*.",
+            "a*.internal",
+            "*.*.internal",
+            "",
+            "10.0.0.1",
+            "spiffe:///x",
+            "spiffe://*.x/y",
+            "spiffe://x/**/y",
+            "spiffe://x/y*",
+            "Spiffe://x/y",
+            "://x",
+            "spiffe://x/a b",
+        ] {
+            refused(name_pattern(text));
+        }
+    }
+
+    #[test]
+    fn a_pin_is_a_digest_of_32_bytes() {
+        let digest = STANDARD.encode([0xff; 32]);
+        assert!(
+            digest.starts_with('/'),
+            "so that one slash and two are told apart"
+        );
+        for text in [format!("sha256/{digest}"), format!("sha256//{digest}")] {
+            assert_eq!(pin(&text), Ok([0xff; 32]), "{text}");
+        }
+        for text in [
+            format!("sha256/{}", STANDARD.encode([1; 31])),
+            format!("sha256/{}", STANDARD.encode([1; 33])),
+            format!("sha256/{}", digest.trim_end_matches('=')),
+            format!("sha1/{digest}"),
+            digest,
+        ] {
+            assert!(refused(pin(&text)).contains("write \"sha256/\""), "{text}");
+        }
+    }
+
+    #[test]
+    fn callers_are_networks_addresses_and_ids() {
+        let network = |text: &str| CallerPattern::Network(text.parse().unwrap());
+        for (text, expected) in [
+            ("10.0.0.0/8", network("10.0.0.0/8")),
+            ("10.1.2.3", network("10.1.2.3/32")),
+            ("::1", network("::1/128")),
+            ("::ffff:10.1.2.3", network("10.1.2.3/32")),
+            ("uid:0", CallerPattern::Uid(0)),
+            ("gid:4294967295", CallerPattern::Gid(u32::MAX)),
+        ] {
+            assert_eq!(caller(text), Ok(expected), "{text}");
+        }
+        for text in [
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "uid:",
+            "uid:+1",
+            "uid:-1",
+            "gid:4294967296",
+            "x",
+            "",
+        ] {
+            refused(caller(text));
+        }
+    }
+}

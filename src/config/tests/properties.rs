@@ -1,1 +1,267 @@
+//! Properties: nothing panics, and what is rendered is read back.
+
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
 use super::*;
+
+/// Every problem points into the text, and printing works.
+fn check(text: &str) {
+    if let Err(problems) = parse_with(text, [("HOST", "h"), ("TLSWARD_TLS_CA", "x")]) {
+        assert!(problems.len() > 0);
+        let lines = text.split('\n').count();
+        for problem in &problems {
+            assert!(
+                !problem.reason.is_empty() && !problem.fix.is_empty(),
+                "{problem:?}"
+            );
+            if let Place::File { line, column, .. } = &problem.place {
+                let length = text.split('\n').nth(line - 1).unwrap().chars().count();
+                assert!(
+                    (1..=lines).contains(line) && (1..=length + 1).contains(column),
+                    "{problem:?}"
+                );
+            }
+        }
+        let _ = problems.to_string();
+    }
+}
+
+/// Pieces from which a random text comes close to a configuration.
+const PIECES: [&str; 38] = [
+    "\n",
+    "\n",
+    "\n",
+    " = ",
+    "=",
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "{",
+    "}",
+    ",",
+    ".",
+    "\"",
+    "'",
+    "\"\"\"",
+    "#",
+    "\\",
+    "${",
+    "$${",
+    "}",
+    "ü",
+    "\r\n",
+    "\0",
+    "true",
+    "7",
+    "1979-05-27",
+    "1.2",
+    "[services.a]\n",
+    "[defaults.tls]\n",
+    "[services]\n",
+    "listen",
+    "tls",
+    "upstream = \"a:1\"\n",
+    "listen = \"127.0.0.1:1\"\n",
+    "verify = \"none\"\n",
+    "cert = \"${HOST}\"\n",
+    "client_auth = false\n",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,60}|(?s).{0,60}") {
+        check(&text);
+    }
+
+    #[test]
+    fn no_mixture_of_pieces_makes_it_panic(pieces in prop::collection::vec(select(&PIECES[..]), 0..40)) {
+        check(&pieces.concat());
+    }
+
+    #[test]
+    fn no_damage_to_the_sample_makes_it_panic(
+        cut in any::<Index>(), length in 0..80usize, piece in select(&PIECES[..]),
+    ) {
+        let sample = read("config.toml").replace("\n#", "\n");
+        let start = floor(&sample, cut.index(sample.len()));
+        let end = floor(&sample, start + length);
+        check(&format!("{}{piece}{}", &sample[..start], &sample[end..]));
+    }
+
+    #[test]
+    fn a_rendered_configuration_is_read_back(
+        defaults in table(),
+        services in prop::collection::vec(table(), 0..4),
+    ) {
+        let mut text = String::from("[defaults]\n");
+        text += &render(&defaults, "[defaults.tls]\nca = \"/ca.crt\"\nclient_auth = false\n");
+        for (n, service) in services.iter().enumerate() {
+            text += &format!("[services.s{n}]\nlisten = \"127.0.0.1:{}\"\nupstream = \"s{n}:1\"\n", 7_000 + n);
+            text += &render(service, &format!("[services.s{n}.tls]\n"));
+        }
+        let config = parse_with(&text, []).map_err(|problems| {
+            TestCaseError::fail(format!("{text}\n{problems}"))
+        })?;
+        prop_assert_eq!(config.services.len(), services.len());
+        for (own, service) in services.iter().zip(config.services.values()) {
+            let expected = |n: usize| own[n].or(defaults[n]);
+            for (n, key) in KEYS.iter().enumerate() {
+                let value = expected(n).map_or(key.default, |choice| key.values[choice].1);
+                prop_assert_eq!((key.shown)(service), value, "{} in\n{}", key.name, text);
+            }
+        }
+    }
+}
+
+fn floor(text: &str, index: usize) -> usize {
+    (0..=index.min(text.len()))
+        .rev()
+        .find(|i| text.is_char_boundary(*i))
+        .unwrap_or(0)
+}
+
+/// For each of `KEYS`, which of its values a table sets, if any.
+type Choices = Vec<Option<usize>>;
+
+fn table() -> impl Strategy<Value = Choices> {
+    KEYS.iter()
+        .map(|key| prop::option::of(0..key.values.len()))
+        .collect::<Vec<_>>()
+}
+
+fn render(choices: &Choices, tls_header: &str) -> String {
+    let lines = |tls: bool| -> String {
+        let set = KEYS
+            .iter()
+            .zip(choices)
+            .filter(|(key, _)| key.name.starts_with("tls.") == tls);
+        set.filter_map(|(key, choice)| {
+            let name = key.name.trim_start_matches("tls.");
+            choice.map(|choice| format!("{name} = {}\n", key.values[choice].0))
+        })
+        .collect()
+    };
+    format!("{}{tls_header}{}", lines(false), lines(true))
+}
+
+/// A key, some of its values as TOML and as the model shows them, and the built-in default.
+struct KeyModel {
+    name: &'static str,
+    values: &'static [(&'static str, &'static str)],
+    default: &'static str,
+    shown: fn(&Service) -> String,
+}
+
+const KEYS: &[KeyModel] = &[
+    KeyModel {
+        name: "connect_timeout",
+        values: &[
+            ("\"1s\"", "1s"),
+            ("\"1m30s\"", "90s"),
+            ("\"250ms\"", "250ms"),
+        ],
+        default: "10s",
+        shown: |s| format!("{:?}", s.timeouts.connect),
+    },
+    KeyModel {
+        name: "idle_timeout",
+        values: &[("\"off\"", "None"), ("\"1d\"", "Some(86400s)")],
+        default: "None",
+        shown: |s| format!("{:?}", s.timeouts.idle),
+    },
+    KeyModel {
+        name: "keepalive",
+        values: &[("'off'", "None"), ("\"5s\"", "Some(5s)")],
+        default: "Some(180s)",
+        shown: |s| format!("{:?}", s.keepalive),
+    },
+    KeyModel {
+        name: "max_connections",
+        values: &[
+            ("\"off\"", "None"),
+            ("1_000", "Some(1000)"),
+            ("0x10", "Some(16)"),
+        ],
+        default: "None",
+        shown: |s| format!("{:?}", s.max_connections),
+    },
+    KeyModel {
+        name: "unclean_close",
+        values: &[("\"fin\"", "Fin"), ("\"reset\"", "Reset")],
+        default: "Reset",
+        shown: |s| format!("{:?}", s.unclean_close),
+    },
+    KeyModel {
+        name: "on_rotation",
+        values: &[("\"keep\"", "Keep"), ("\"drain\"", "Drain")],
+        default: "Keep",
+        shown: |s| match s.on_rotation {
+            OnRotation::Keep => "Keep".to_owned(),
+            OnRotation::Drain { .. } => "Drain".to_owned(),
+        },
+    },
+    KeyModel {
+        name: "allow_callers",
+        values: &[
+            ("[\"10.0.0.0/8\"]", "Networks([10.0.0.0/8])"),
+            ("[\"::1\"]", "Networks([::1/128])"),
+        ],
+        default: "Anyone",
+        shown: |s| format!("{:?}", s.allow_callers),
+    },
+    KeyModel {
+        name: "tls.verify",
+        values: &[("\"full\"", "Full"), ("\"chain\"", "Chain")],
+        default: "Full",
+        shown: |s| format!("{:?}", s.tls.verify),
+    },
+    KeyModel {
+        name: "tls.verify_depth",
+        values: &[("0", "Some(0)"), ("6", "Some(6)")],
+        default: "None",
+        shown: |s| format!("{:?}", s.tls.verify_depth),
+    },
+    KeyModel {
+        name: "tls.min_version",
+        values: &[("\"1.2\"", "Tls12"), ("\"1.3\"", "Tls13")],
+        default: "Tls12",
+        shown: |s| format!("{:?}", s.tls.min_version),
+    },
+    KeyModel {
+        name: "tls.key_exchange",
+        values: &[("[\"P-384\", \"X25519\"]", "[Secp384r1, X25519]")],
+        default: "[X25519MlKem768, X25519, Secp256r1, Secp384r1]",
+        shown: |s| format!("{:?}", s.tls.key_exchange),
+    },
+    KeyModel {
+        name: "tls.alpn",
+        values: &[
+            ("[]", "[]"),
+            ("[\"h2\", 'http/1.1']", "[\"h2\", \"http/1.1\"]"),
+        ],
+        default: "[]",
+        shown: |s| format!("{:?}", s.tls.alpn),
+    },
+    KeyModel {
+        name: "tls.server_name",
+        values: &[
+            ("\"X.internal\"", "Some(DnsName(\"x.internal\"))"),
+            ("\"::1\"", "IP"),
+        ],
+        default: "None",
+        shown: |s| match &s.tls.server_name {
+            Some(ServerName::IpAddress(_)) => "IP".to_owned(),
+            other => format!("{other:?}"),
+        },
+    },
+    KeyModel {
+        name: "tls.resumption",
+        values: &[("true", "true"), ("false", "false")],
+        default: "true",
+        shown: |s| s.tls.resumption.to_string(),
+    },
+];

@@ -1,1 +1,352 @@
+//! The table of keys, the code's defaults, the reference, the sample and the schema agree.
+
+use toml::de::{DeTable, DeValue};
+
 use super::*;
+
+const SERVICE: &str = "[services.a]\nlisten = \"127.0.0.1:7001\"\nupstream = \"a.internal:443\"\n";
+const IDENTITY: &str = "ca = \"ca.crt\"\ncert = \"c.crt\"\nkey = \"c.key\"\n";
+
+/// A smallest configuration with one more line in one of its tables.
+fn with_line(table: Table, line: &str) -> String {
+    let at = |here: Table| if here == table { line } else { "" };
+    format!(
+        "{}\n[admin]\n{}\n[log]\n{}\n{SERVICE}on_rotation = \"drain\"\n{}\n[services.a.tls]\n{IDENTITY}{}\n",
+        at(Table::Top),
+        at(Table::Admin),
+        at(Table::Log),
+        at(Table::Service),
+        at(Table::Tls),
+    )
+}
+
+fn defaults() -> impl Iterator<Item = (Table, &'static str, &'static str)> {
+    Table::ALL.into_iter().flat_map(|table| {
+        table
+            .keys()
+            .iter()
+            .filter_map(move |key| match key.default {
+                KeyDefault::Is(value) => Some((table, key.name, value)),
+                KeyDefault::Unset(_) | KeyDefault::Required => None,
+            })
+    })
+}
+
+#[test]
+fn a_default_that_is_written_out_changes_nothing() {
+    let mut seen = 0;
+    for (table, name, value) in defaults() {
+        let line = format!("{name} = {value}");
+        let text = match name {
+            // The line before sets it, so that drain_window counts.
+            "on_rotation" => format!("{SERVICE}{line}\n[services.a.tls]\n{IDENTITY}"),
+            _ => with_line(table, &line),
+        };
+        let plain = match name {
+            "on_rotation" => format!("{SERVICE}\n[services.a.tls]\n{IDENTITY}"),
+            _ => with_line(table, ""),
+        };
+        assert_eq!(parse(&text), parse(&plain), "{line}");
+        seen += 1;
+    }
+    assert!(seen > 20);
+}
+
+#[test]
+fn every_key_without_a_default_is_either_needed_or_changes_something() {
+    for table in Table::ALL {
+        for key in table.keys() {
+            let KeyDefault::Unset(_) = key.default else {
+                continue;
+            };
+            let value = match key.kind {
+                Kind::Integer { min, .. } => min.to_string(),
+                Kind::Text(_, example) => format!("{example:?}"),
+                Kind::Texts(_, example) => format!("[{example:?}]"),
+                _ => panic!("{}: give this kind an example here", key.name),
+            };
+            let line = format!("{} = {value}", key.name);
+            let identity = match key.name {
+                "ca" | "cert" | "key" => continue, // part of every configuration here
+                "bundle" => "ca = \"ca.crt\"\n",
+                _ => IDENTITY,
+            };
+            let text = with_line(table, &line).replace(IDENTITY, identity);
+            assert_ne!(parse(&text), parse(&with_line(table, "")), "{line}");
+        }
+    }
+}
+
+// === docs/configuration.md ===
+
+#[test]
+fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
+    let reference = read("docs/configuration.md");
+    let mut missing = String::new();
+    for (table, heading) in [
+        (Table::Top, "## Outside of any table"),
+        (Table::Admin, "## `[admin]`"),
+        (Table::Log, "## `[log]`"),
+        (Table::Service, "## `[services.NAME]` and `[defaults]`"),
+        (Table::Tls, "## `[services.NAME.tls]` and `[defaults.tls]`"),
+    ] {
+        let section = reference
+            .split_once(&format!("{heading}\n"))
+            .map_or("", |(_, rest)| rest);
+        let section = section.split("\n## ").next().unwrap();
+        for key in table.keys() {
+            let row = row(key);
+            if !section.lines().any(|line| line == row) {
+                missing += &format!("{row}\n");
+            }
+        }
+        let rows = section
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .count();
+        assert!(
+            rows <= table.keys().len(),
+            "{heading} has rows of keys that do not exist"
+        );
+    }
+    assert!(
+        missing.is_empty(),
+        "rows that docs/configuration.md lacks:\n{missing}"
+    );
+}
+
+fn row(key: &keys::Key) -> String {
+    let off = |off: bool| if off { " or `\"off\"`" } else { "" };
+    let words = |words: &[&str]| {
+        let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
+        words.join(", ")
+    };
+    let kind = match key.kind {
+        Kind::Bool => "`true` or `false`".to_owned(),
+        Kind::Integer {
+            min,
+            max,
+            off: allowed,
+        } => format!("number from {min} to {max}{}", off(allowed)),
+        Kind::Duration { off: allowed } => format!("duration{}", off(allowed)),
+        Kind::Choice(choices) => words(choices),
+        Kind::Choices(choices) => format!("list of {}", words(choices)),
+        Kind::Text(what, _) => what.to_owned(),
+        Kind::TextOrTexts(what, _) => format!("{what}, or a list"),
+        Kind::Texts(what, _) => format!("list; each: {what}"),
+    };
+    let default = match key.default {
+        KeyDefault::Is(value) => format!("`{value}`"),
+        KeyDefault::Unset(meaning) => meaning.to_owned(),
+        KeyDefault::Required => "required".to_owned(),
+    };
+    let elsewhere: Vec<String> = key
+        .elsewhere
+        .iter()
+        .map(|(program, name)| format!("{program} `{name}`"))
+        .collect();
+    let elsewhere = match elsewhere.is_empty() {
+        true => "–".to_owned(),
+        false => elsewhere.join(", "),
+    };
+    format!(
+        "| `{}` | {kind} | {default} | {} | {elsewhere} |",
+        key.name, key.doc
+    )
+}
+
+#[test]
+fn the_reference_names_every_environment_variable() {
+    let reference = read("docs/configuration.md");
+    for (variable, key) in environment::VARIABLES {
+        let row = format!("| `{variable}` | `{key}` |");
+        let known = reference.lines().any(|line| line.starts_with(&row));
+        assert!(known || key.is_empty(), "{row}");
+        assert!(reference.contains(variable), "{variable}");
+    }
+}
+
+// === config.toml ===
+
+/// The lines of the sample that are switched off, `#key = value`, with their tables.
+fn switched_off(sample: &str) -> Vec<(Table, String, String)> {
+    let mut table = Table::Top;
+    let mut found = Vec::new();
+    for line in sample.lines() {
+        match line.trim_end() {
+            "[admin]" => table = Table::Admin,
+            "[log]" => table = Table::Log,
+            header if header.starts_with('[') && header.ends_with("tls]") => table = Table::Tls,
+            header if header.starts_with('[') => table = Table::Service,
+            line => {
+                let off = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
+                if let Some((name, rest)) = off.and_then(|rest| rest.split_once(" = ")) {
+                    let value = rest.split("  #").next().unwrap_or_default().trim();
+                    found.push((table, name.to_owned(), value.to_owned()));
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_sample_is_valid_and_its_switched_off_defaults_are_the_true_ones() {
+    let sample = read("config.toml");
+    let config = parse(&sample);
+    for (table, name, value) in switched_off(&sample) {
+        let key = table
+            .key(&name)
+            .unwrap_or_else(|| panic!("{name} is no key of {table:?}"));
+        if let KeyDefault::Is(default) = key.default {
+            assert_eq!(value, default, "{name}");
+        }
+    }
+    // Switched on, they change nothing.
+    let mut all_on = String::new();
+    let mut table = Table::Top;
+    for line in sample.lines() {
+        if line.starts_with('[') {
+            table = switched_off(&format!("{line}\n#x = 1"))[0].0;
+        }
+        let off = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
+        let name = off
+            .and_then(|rest| rest.split_once(" = "))
+            .map(|(name, _)| name);
+        let is_default = name
+            .and_then(|name| table.key(name))
+            .is_some_and(|key| matches!(key.default, KeyDefault::Is(_)));
+        all_on += if is_default { &line[1..] } else { line };
+        all_on.push('\n');
+    }
+    assert_ne!(all_on, sample);
+    assert_eq!(parse(&all_on), config);
+}
+
+#[test]
+fn the_sample_names_every_key() {
+    let sample = read("config.toml");
+    let off = switched_off(&sample);
+    let on = DeTable::parse(&sample).unwrap();
+    let written = |table: Table, name: &str| {
+        let root = on.get_ref();
+        let below = |path: &[&str]| {
+            let mut value = root.get(*path.first()?)?.get_ref();
+            for step in &path[1..] {
+                value = value.get(*step)?.get_ref();
+            }
+            value.get(name).map(|_| ())
+        };
+        match table {
+            Table::Top => root.contains_key(name),
+            Table::Admin => below(&["admin"]).is_some(),
+            Table::Log => below(&["log"]).is_some(),
+            Table::Service => below(&["services", "billing"]).is_some(),
+            Table::Tls => below(&["defaults", "tls"]).is_some(),
+        }
+    };
+    for table in Table::ALL {
+        for key in table.keys() {
+            let is_off = off
+                .iter()
+                .any(|(at, name, _)| *at == table && name == key.name);
+            assert!(
+                is_off || written(table, key.name),
+                "{table:?} {} is not in config.toml",
+                key.name
+            );
+        }
+    }
+}
+
+// === schema ===
+
+fn json(value: &DeValue<'_>) -> serde_json::Value {
+    match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Boolean(on) => (*on).into(),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .unwrap()
+            .into(),
+        DeValue::Float(number) => number.as_str().parse::<f64>().unwrap().into(),
+        DeValue::Datetime(date) => date.to_string().into(),
+        DeValue::Array(list) => list.iter().map(|item| json(item.get_ref())).collect(),
+        DeValue::Table(table) => table
+            .iter()
+            .map(|(name, value)| (name.get_ref().to_string(), json(value.get_ref())))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+    }
+}
+
+fn schema_errors(text: &str) -> Vec<String> {
+    let validator = jsonschema::draft202012::new(&schema()).unwrap();
+    let table = DeTable::parse(text).unwrap().into_inner();
+    let document = json(&DeValue::Table(table));
+    validator
+        .iter_errors(&document)
+        .map(|error| error.instance_path().to_string())
+        .collect()
+}
+
+#[test]
+fn the_schema_is_one_and_takes_the_sample_and_every_valid_fixture() {
+    jsonschema::meta::validate(&schema()).unwrap();
+    assert_eq!(schema_errors(&read("config.toml")), [""; 0]);
+    for fixture in Fixture::all("valid") {
+        assert_eq!(
+            schema_errors(&fixture.text),
+            [""; 0],
+            "{}",
+            fixture.path.display()
+        );
+    }
+}
+
+#[test]
+fn the_schema_takes_every_default() {
+    for (table, name, value) in defaults() {
+        if name != "on_rotation" {
+            assert_eq!(
+                schema_errors(&with_line(table, &format!("{name} = {value}"))),
+                [""; 0],
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
+    for (table, line) in [
+        (Table::Top, "shutdown_timeout = 30"),
+        (Table::Top, "shutdown_timeout = \"30\""),
+        (Table::Top, "shutdown_timeout = \"off\""),
+        (Table::Top, "colour = 1"),
+        (Table::Admin, "colour = 1"),
+        (Table::Log, "connections = \"yes\""),
+        (Table::Service, "max_connections = 0"),
+        (Table::Service, "unclean_close = \"FIN\""),
+        (Table::Service, "allow_callers = \"10.0.0.0/8\""),
+        (Table::Tls, "verify_depth = 7"),
+        (Table::Tls, "verify_depth = \"on\""),
+        (Table::Tls, "verify = \"on\""),
+        (Table::Tls, "key_exchange = [\"x448\"]"),
+        (Table::Tls, "secret = \"ns/name\""),
+    ] {
+        assert!(!schema_errors(&with_line(table, line)).is_empty(), "{line}");
+    }
+    assert!(
+        !schema_errors("[services.a]\nlisten = \"127.0.0.1:1\"").is_empty(),
+        "no upstream"
+    );
+    assert!(
+        !schema_errors("[services.\"a b\"]\nlisten = \"127.0.0.1:1\"\nupstream = \"a:1\"")
+            .is_empty()
+    );
+    assert!(
+        !schema_errors("[defaults]\nlisten = \"127.0.0.1:1\"").is_empty(),
+        "listen in defaults"
+    );
+    assert!(schema_errors(&with_line(Table::Tls, "verify = \"${VERIFY}\"")).is_empty());
+}
