@@ -272,8 +272,8 @@ async fn play<W: Write>(
         })
         .await?;
     expect(
-        "the reason untrusted_issuer",
-        failure["reason"] == "untrusted_issuer",
+        "a refusal in the handshake, before any data, with the reason untrusted_issuer",
+        failure["phase"] == "handshake" && failure["reason"] == "untrusted_issuer",
         &failure.to_string(),
     )?;
     tell.saw(
@@ -313,35 +313,46 @@ async fn curtain<W: Write>(
     let program = program.display();
     let directory = stage.directory.display();
     tell.heading("What to try next")?;
-    if !options.keep_running {
-        tell.suggest(
-            format_args!("{program} demo --keep-running"),
-            "the same, and then it stays up, so that the commands below have something to talk to",
-        )?;
-    }
-    tell.suggest(
-        format_args!("nc {} {}", stage.listen.ip(), stage.listen.port()),
-        "talk to the mTLS server in plain text; ask it who?",
-    )?;
-    tell.suggest(
-        format_args!("{program} status -c {directory}/config.toml"),
-        "certificates in use, days left, connections, the last failure of each service",
-    )?;
-    tell.suggest(
-        format_args!("{program} probe stranger -c {directory}/config.toml"),
-        "a real handshake that says what is wrong and how to mend it",
-    )?;
-    tell.suggest(
-        format_args!("curl http://{}/metrics", stage.admin),
-        "the same numbers for Prometheus",
-    )?;
-    tell.suggest(
-        format_args!("$EDITOR {directory}/config.toml"),
-        "changes are taken up when the file is saved; a mistake changes nothing and is explained",
-    )?;
     if options.keep_running {
+        tell.suggest(
+            format_args!("nc {} {}", stage.listen.ip(), stage.listen.port()),
+            "talk to the mTLS server in plain text; ask it who?",
+        )?;
+        tell.suggest(
+            format_args!("{program} status -c {directory}/config.toml"),
+            "certificates in use, days left, connections, the last failure of each service",
+        )?;
+        tell.suggest(
+            format_args!("{program} probe stranger -c {directory}/config.toml"),
+            "a real handshake that says what is wrong and how to mend it",
+        )?;
+        tell.suggest(
+            format_args!("curl http://{}/metrics", stage.admin),
+            "the same numbers for Prometheus",
+        )?;
+        tell.suggest(
+            format_args!("$EDITOR {directory}/config.toml"),
+            "changes are taken up when the file is saved; a mistake changes nothing and is explained",
+        )?;
+        tell.suggest(
+            format_args!("tail -f {directory}/tlsward.log"),
+            "what the proxy says meanwhile",
+        )?;
         tell.heading("Running until Ctrl-C")?;
         stop.await;
+    } else {
+        tell.suggest(
+            format_args!("{program} demo --keep-running"),
+            "the same, and then it stays up: connect, probe, edit its configuration, watch it",
+        )?;
+        tell.suggest(
+            format_args!("{program} check -c {directory}/config.toml"),
+            "what a configuration means, and where each value comes from",
+        )?;
+        tell.suggest(
+            format_args!("$EDITOR {directory}/config.toml"),
+            "the beginning of a configuration of your own",
+        )?;
     }
     let status = stage.proxy.stop().await?;
     expect(

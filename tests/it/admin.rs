@@ -141,6 +141,7 @@ async fn a_state_changing_request_from_another_site_is_refused() {
         "a GET changes nothing"
     );
     assert_eq!(scene.proxy.reload().await.code, 200, "and a tool is served");
+    assert!(scene.proxy.metric("tlsward_reloads_total", &labels).await >= 1.0);
 }
 
 #[tokio::test]

@@ -6,15 +6,13 @@
 //! `rotated` and what can be wrong with credentials in `rotation`; `bind_failed` and `bad_config`
 //! in `reload`. `internal` has no cause but a bug.
 
-use std::os::unix::fs::symlink;
-
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::NamedGroup;
 use tokio::net::TcpSocket;
 
 use crate::support::net::{self, Caller, Ending, address};
-use crate::support::pki::{Ca, IdentityFiles, Pki, SERVER_NAME};
-use crate::support::proxy::{Config, Proxy, Service, path_text};
+use crate::support::pki::{Ca, Pki, SERVER_NAME};
+use crate::support::proxy::{Config, Proxy, Service, clean_command, command_under, path_text};
 use crate::support::scene::{NAME, Scene, visit};
 use crate::support::servers::{Openssl, program};
 use crate::support::until;
@@ -440,17 +438,19 @@ async fn a_signature_that_does_not_hold_is_an_untrusted_issuer() {
 
 #[tokio::test]
 async fn bad_certificate_means_one_that_asks_for_what_nobody_here_understands() {
-    let scene = presented(
-        |pki| pki.root.server().unknown_critical_extension().issue(),
-        |service| service,
-    )
-    .await;
-    refused_with(
-        &scene,
-        ["handshake", "upstream", "bad_certificate"],
-        "issued anew",
-    )
-    .await;
+    let pki = Pki::new();
+    let server = pki.root.server().unknown_critical_extension().issue();
+    // OpenSSL presents it; rustls would not.
+    let openssl = Openssl::Reverse.start(&pki, &server, &[]).await;
+    let (proxy, service) = towards(&pki, &openssl.address.to_string(), |service| service).await;
+    is_reset(&service).await;
+    proxy
+        .expect_failure(
+            NAME,
+            ["handshake", "upstream", "bad_certificate"],
+            "issued anew",
+        )
+        .await;
 }
 
 // === handshake: our certificate ===
@@ -697,27 +697,32 @@ async fn trust_missing_where_the_ca_file_is_not_there() {
 }
 
 #[tokio::test]
-async fn unreadable_where_a_file_is_there_but_cannot_be_read() {
+async fn unreadable_where_a_file_is_there_but_may_not_be_read() {
+    use std::fs::{Permissions, set_permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     let pki = Pki::new();
     let upstream = Upstream::start(&pki).await;
-    let issued = pki.client(NAME);
-    let files = IdentityFiles {
-        cert: pki.path("circle.crt"),
-        key: pki.identity_files(NAME, &issued).key,
-    };
-    // The tests may run as root, whom no file mode stops; a circle of links stops everyone.
-    symlink("circle.crt", &files.cert).unwrap();
+    let files = pki.identity_files(NAME, &pki.client(NAME));
+    set_permissions(&files.key, Permissions::from_mode(0o000)).unwrap();
     let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
-    let proxy = Proxy::start_degraded(&pki, &Config::of([service.clone()])).await;
+    // Modes do not stop root, unless it goes without these capabilities (capabilities(7)).
+    let without = [
+        "setpriv",
+        "--bounding-set",
+        "-dac_override,-dac_read_search",
+    ];
+    let command = match rustix::process::geteuid().is_root() {
+        true => command_under(&without),
+        false => clean_command(),
+    };
+    let mut proxy = Proxy::launch(command, &pki, &Config::of([service.clone()]));
+    proxy.wait_until_alive().await;
     let problem = problem_of(&proxy).await;
     assert_eq!(problem["reason"], "unreadable", "{problem}");
-    assert!(
-        problem["detail"]
-            .as_str()
-            .is_some_and(|detail| detail.contains("circle.crt"))
-    );
-    std::fs::remove_file(&files.cert).unwrap();
-    std::fs::write(&files.cert, issued.chain_pem()).unwrap();
+    let detail = problem["detail"].as_str().expect("particulars");
+    assert!(detail.contains(path_text(&files.key)), "{detail}");
+    set_permissions(&files.key, Permissions::from_mode(0o600)).unwrap();
     is_ready(&proxy).await;
     visit(&service).await;
 }

@@ -31,6 +31,13 @@ pub(crate) fn clean_command() -> Command {
     without_settings(Command::new(TLSWARD))
 }
 
+/// The program as the argument of another.
+pub(crate) fn command_under(program: &[&str]) -> Command {
+    let mut command = without_settings(Command::new(program[0]));
+    command.args(&program[1..]).arg(TLSWARD);
+    command
+}
+
 fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TLSWARD_") {
@@ -284,7 +291,7 @@ impl Proxy {
     /// answers.
     pub(crate) async fn start_degraded(pki: &Pki, config: &Config) -> Self {
         let mut proxy = Self::launch(clean_command(), pki, config);
-        proxy.wait_for_answer("/livez").await;
+        proxy.wait_until_alive().await;
         proxy
     }
 
@@ -302,9 +309,7 @@ impl Proxy {
 
     /// As [`Self::start`], as the argument of another program (`unshare`, for example).
     pub(crate) async fn start_under(program: &[&str], pki: &Pki, config: &Config) -> Self {
-        let mut command = without_settings(Command::new(program[0]));
-        command.args(&program[1..]).arg(TLSWARD);
-        let mut proxy = Self::launch(command, pki, config);
+        let mut proxy = Self::launch(command_under(program), pki, config);
         proxy.wait_until_ready().await;
         proxy
     }
@@ -333,6 +338,11 @@ impl Proxy {
 
     pub(crate) async fn wait_until_ready(&mut self) {
         self.wait_for_answer("/readyz").await;
+    }
+
+    /// Until the admin endpoint answers, ready or not.
+    pub(crate) async fn wait_until_alive(&mut self) {
+        self.wait_for_answer("/livez").await;
     }
 
     async fn wait_for_answer(&mut self, path: &str) {
