@@ -16,9 +16,8 @@ use crate::status::Status;
 pub(crate) mod client;
 mod routes;
 mod server;
-mod socket;
 
-pub(crate) use client::{Client, ClientError};
+pub(crate) use client::Client;
 pub(crate) use server::Bound;
 
 /// What the endpoints read and ask.

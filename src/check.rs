@@ -91,7 +91,7 @@ impl Report {
                 issuer,
                 service
                     .days_left
-                    .map_or("-".to_owned(), |days| days.to_string()),
+                    .map_or_else(|| "-".to_owned(), |days| days.to_string()),
                 service.identity_set_in().to_owned(),
             ]);
         }

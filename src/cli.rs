@@ -328,7 +328,7 @@ impl Ask {
         let listen = Config::admin_listen(&text, &path, &environment())
             .map_err(|why| refuse(format!("{}: {why}; or name --admin", path.display())))?;
         match listen {
-            Some(listen) => Ok(Client::new(listen, &path.display().to_string())),
+            Some(listen) => Ok(Client::new(listen, path.display().to_string())),
             None => Err(refuse(format!(
                 "{} says admin.listen = \"off\"",
                 path.display()

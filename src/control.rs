@@ -40,7 +40,6 @@ mod endpoints;
 mod report;
 mod state;
 
-pub(crate) use credentials::Loaded;
 use credentials::{Credentials, Judged, Verdict};
 use endpoints::Endpoints;
 pub(crate) use report::source_name;
@@ -262,7 +261,9 @@ impl Control {
     fn count_unchanged(&self, judged: &[Judged], config_read: bool, trigger: Trigger) {
         let now = clock::unix_seconds();
         if !config_read && self.refused.is_none() {
-            self.setup.metrics.reloaded("config", trigger, "unchanged", now);
+            self.setup
+                .metrics
+                .reloaded("config", trigger, "unchanged", now);
         }
         for key in Credentials::sources(&self.state.config) {
             let is_new = judged.iter().any(|judged| judged.key == key);
@@ -397,7 +398,7 @@ impl Control {
     }
 
     /// Takes every new address; on any failure gives all of them back.
-    fn prepare(&mut self, plan: &Plan, config: &Config) -> Result<Prepared, Refused> {
+    fn prepare(&self, plan: &Plan, config: &Config) -> Result<Prepared, Refused> {
         let mut failures = Vec::new();
         let mut listeners = Vec::new();
         for listen in &plan.bind {
@@ -712,12 +713,11 @@ async fn read(sources: BTreeSet<SourceKey>) -> Vec<Reading> {
     if sources.is_empty() {
         return Vec::new();
     }
-    match tokio::task::spawn_blocking(move || source::read_all(&sources)).await {
-        Ok(readings) => readings,
-        // A panic while reading is a bug, and has been reported; whatever was to be read counts
-        // as unread and is reported by the watch.
-        Err(_) => Vec::new(),
-    }
+    // A panic while reading is a bug, and has been reported; whatever was to be read counts as
+    // unread and is reported by the watch.
+    tokio::task::spawn_blocking(move || source::read_all(&sources))
+        .await
+        .unwrap_or_default()
 }
 
 fn config_text(reading: Option<&Reading>) -> Result<Part, Explained> {

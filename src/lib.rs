@@ -1,5 +1,4 @@
 //! tlsward: plain TCP in, verified mutual TLS out.
-#![allow(dead_code, unused_imports, unreachable_pub, reason = "skeleton")]
 
 mod admin;
 mod app;
@@ -21,5 +20,6 @@ mod source;
 mod status;
 mod telemetry;
 mod tls;
+mod unix_socket;
 
 pub use cli::main;

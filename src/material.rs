@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 /// One file, or one entry of a secret.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Part {
+pub(crate) struct Part {
     /// Where the bytes come from, for messages: usually a path.
     pub place: String,
     /// The bytes; wiped when dropped, since they may hold a private key.
@@ -16,7 +16,7 @@ pub struct Part {
 
 impl Part {
     /// A part with its place.
-    pub fn new(place: impl Into<String>, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(place: impl Into<String>, bytes: Vec<u8>) -> Self {
         Self {
             place: place.into(),
             bytes: Zeroizing::new(bytes),
@@ -33,7 +33,7 @@ impl fmt::Debug for Part {
 
 /// All parts of one identity, read together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum IdentityMaterial {
+pub(crate) enum IdentityMaterial {
     /// Chain and key apart.
     Pair {
         /// PEM certificates.
@@ -47,7 +47,7 @@ pub enum IdentityMaterial {
 
 /// All parts of one trust, read together.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TrustMaterial {
+pub(crate) struct TrustMaterial {
     /// PEM certificates; in order of place.
     pub ca: Vec<Part>,
     /// PEM or DER revocation lists; in order of place. `None`: no `crl` configured.

@@ -18,14 +18,17 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::{self, Entrance};
-use super::socket::{self, SocketFile};
 use super::{Shared, Surface};
 use crate::config::Listen;
 use crate::failure::{Explained, Reason};
+use crate::unix_socket::{self, SocketFile};
 
 /// Open connections at once; more wait in the kernel's backlog. A scraper, a few probes and a few
 /// people need far fewer, and this many cannot exhaust files or memory.
 const MAX_CONNECTIONS: usize = 64;
+
+/// Clients that the kernel queues: as many as can be served.
+const BACKLOG: i32 = MAX_CONNECTIONS as i32;
 
 /// For the head of a request, from accept or from the answer before it: so it also ends idle
 /// connections, which hold one of the places.
@@ -75,9 +78,11 @@ impl Bound {
                 })
                 .map_err(|error| refuse(error.to_string())),
             Listen::Unix { path, mode } => {
-                let (listener, file) = socket::listen(path, *mode).map_err(refuse)?;
-                let listener =
-                    UnixListener::from_std(listener).map_err(|error| refuse(error.to_string()))?;
+                let (socket, file) = unix_socket::bind(path, *mode).map_err(refuse)?;
+                let listener = socket
+                    .listen(BACKLOG)
+                    .and_then(|()| UnixListener::from_std(socket.into()))
+                    .map_err(|error| refuse(error.to_string()))?;
                 Ok(Self {
                     listener: Listener::Unix(listener),
                     surface,
@@ -88,6 +93,7 @@ impl Bound {
     }
 
     /// The address with the port that the kernel chose; `None` for a unix socket.
+    #[cfg(test)]
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         match &self.listener {
             Listener::Tcp(listener) => listener.local_addr().ok(),

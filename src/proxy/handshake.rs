@@ -144,8 +144,5 @@ fn flush<S: AsyncWrite + Unpin>(
 fn looks_like_tls(first: &[u8]) -> bool {
     const ALERT: u8 = 21;
     const HANDSHAKE: u8 = 22;
-    match first {
-        [ALERT | HANDSHAKE] | [ALERT | HANDSHAKE, 3, ..] => true,
-        _ => false,
-    }
+    matches!(first, [ALERT | HANDSHAKE] | [ALERT | HANDSHAKE, 3, ..])
 }

@@ -6,15 +6,13 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +28,7 @@ use crate::config::{Callers, Listen};
 use crate::failure::{Explained, Failure, Phase, Reason, Side};
 use crate::route::Route;
 use crate::shutdown::Shutdown;
+use crate::unix_socket::{self, SocketFile};
 
 /// Connections that the kernel queues for us, if `net.core.somaxconn` allows as many.
 const BACKLOG: i32 = 4096;
@@ -53,12 +52,12 @@ impl Bound {
     /// # Errors
     /// [`Reason::BindFailed`] with address and cause.
     pub(crate) fn bind(listen: &Listen) -> Result<Self, Explained> {
-        let failed = |error: io::Error| {
+        let failed = |error: String| {
             Explained::new(Reason::BindFailed, format!("cannot bind {listen}: {error}"))
         };
         match listen {
             Listen::Tcp(address) => {
-                let socket = tcp(*address).map_err(failed)?;
+                let socket = tcp(*address).map_err(|error| failed(error.to_string()))?;
                 Ok(Self {
                     listen: listen.clone(),
                     socket,
@@ -66,7 +65,7 @@ impl Bound {
                 })
             }
             Listen::Unix { path, mode } => {
-                let (socket, file) = unix(path, *mode).map_err(failed)?;
+                let (socket, file) = unix_socket::bind(path, *mode).map_err(failed)?;
                 Ok(Self {
                     listen: listen.clone(),
                     socket,
@@ -109,48 +108,6 @@ fn tcp(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     Ok(socket)
-}
-
-fn unix(path: &Path, mode: Option<u32>) -> io::Result<(Socket, SocketFile)> {
-    let address = SockAddr::unix(path)?;
-    remove_stale(path, &address)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address)?;
-    let file = SocketFile(path.to_owned());
-    if let Some(mode) = mode {
-        // Nobody can connect before `listen`, so there is no moment with the wrong mode.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    }
-    Ok((socket, file))
-}
-
-/// Removes what an earlier process left behind: a socket at which nobody answers. Anything else
-/// at the path is left alone and makes `bind` fail.
-fn remove_stale(path: &Path, address: &SockAddr) -> io::Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Ok(there) if there.file_type().is_socket() => {
-            let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            probe.set_nonblocking(true)?;
-            match probe.connect(address) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    std::fs::remove_file(path)
-                }
-                Ok(()) | Err(_) => Ok(()),
-            }
-        }
-        Ok(_) | Err(_) => Ok(()),
-    }
-}
-
-/// Removes the socket's file with its listener.
-#[derive(Debug)]
-struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 /// A listener whose callers the kernel queues.
@@ -462,23 +419,5 @@ mod tests {
         let why = Bound::bind(&Listen::Tcp(address)).unwrap_err();
         assert_eq!(why.reason, Reason::BindFailed);
         assert!(why.detail.contains(&address.to_string()), "{why}");
-    }
-
-    #[test]
-    fn a_socket_left_behind_is_replaced_and_a_living_one_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let listen = Listen::Unix {
-            path: directory.path().join("s"),
-            mode: Some(0o600),
-        };
-        let path = directory.path().join("s");
-        let dead = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        drop(dead);
-        let bound = Bound::bind(&listen).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-        let _living = bound.listen().unwrap();
-        Bound::bind(&listen).unwrap_err();
-        assert!(path.exists());
     }
 }

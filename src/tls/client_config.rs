@@ -63,26 +63,6 @@ pub(crate) fn client_config(
     Ok(Arc::new(config))
 }
 
-/// Holds the server to `alpn`: where protocols are offered, it must choose one. (A server that
-/// knows no ALPN goes on without a word, and TLS allows that; one that knows it and shares none
-/// sends the alert `no_application_protocol` itself.) To be asked when the handshake is done.
-///
-/// # Errors
-/// [`Reason::NoSharedAlpn`].
-pub(crate) fn check_alpn(policy: &TlsPolicy, chosen: Option<&[u8]>) -> Result<(), Explained> {
-    let is_offered = |chosen: &[u8]| policy.alpn.iter().any(|name| name.as_bytes() == chosen);
-    if policy.alpn.is_empty() || chosen.is_some_and(is_offered) {
-        return Ok(());
-    }
-    Err(Explained::new(
-        Reason::NoSharedAlpn,
-        format!(
-            "the server chose no protocol; offered: {}",
-            policy.alpn.join(", ")
-        ),
-    ))
-}
-
 /// What is dangerous about a policy: to be said at every start and in status.
 pub(crate) fn warnings(policy: &TlsPolicy) -> Vec<String> {
     let mut warnings = Vec::new();

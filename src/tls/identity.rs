@@ -403,9 +403,11 @@ mod tests {
         let subjects: Vec<_> = identity.chain.iter().map(|c| c.subject.as_str()).collect();
         assert_eq!(subjects, ["CN=client", "CN=between"]);
         assert_eq!(identity.key.cert.len(), 2);
-        assert_eq!(
-            identity.leaf().spiffe_id(),
-            Some("spiffe://test/ns/apps/sa/client")
+        assert!(
+            identity
+                .leaf()
+                .names
+                .contains(&"URI:spiffe://test/ns/apps/sa/client".to_owned())
         );
         assert_eq!(identity.leaf().days_left(now()), 365);
     }

@@ -67,14 +67,6 @@ impl CertificateSummary {
         (self.not_after - now.as_secs() as i64).div_euclid(86_400)
     }
 
-    /// The SPIFFE ID, if a URI among the names is one.
-    pub(crate) fn spiffe_id(&self) -> Option<&str> {
-        self.names
-            .iter()
-            .filter_map(|name| name.strip_prefix("URI:"))
-            .find(|uri| uri.starts_with("spiffe://"))
-    }
-
     /// The certificate in one phrase: enough to find it among others.
     pub(crate) fn phrase(&self) -> String {
         let subject = match self.subject.as_str() {
@@ -372,7 +364,6 @@ mod tests {
                 "email:ops@example.com",
             ]
         );
-        assert_eq!(summary.spiffe_id(), Some("spiffe://td/ns/a"));
         assert_eq!(summary.issuer, "CN=root");
     }
 

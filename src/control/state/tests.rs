@@ -40,7 +40,10 @@ fn identity_of(name: &str, certificate: &Leaf, key: &Leaf) -> Reading {
         cert: Part::new("cert", certificate.pem().into()),
         key: Part::new("key", key.key.serialize_pem().into()),
     });
-    Reading { key: identity_key(name), material: Ok(material) }
+    Reading {
+        key: identity_key(name),
+        material: Ok(material),
+    }
 }
 
 fn identity(name: &str, leaf: &Leaf) -> Reading {
@@ -53,7 +56,10 @@ fn trust(ca: &Ca) -> Reading {
         crl: None,
     });
     let ca = vec![Part::new("ca", ca.pem().into())];
-    Reading { key, material: Ok(Material::Trust(TrustMaterial { ca, crl: None })) }
+    Reading {
+        key,
+        material: Ok(Material::Trust(TrustMaterial { ca, crl: None })),
+    }
 }
 
 fn give(state: &mut State, readings: &[Reading]) -> Vec<Verdict> {
@@ -72,7 +78,9 @@ fn routed(state: &State) -> Vec<(u16, String)> {
         Listen::Unix { .. } => panic!("no unix listener here"),
     };
     let entries = state.routes.iter();
-    entries.map(|(listen, entry)| (port(listen), entry.route.service.to_string())).collect()
+    entries
+        .map(|(listen, entry)| (port(listen), entry.route.service.to_string()))
+        .collect()
 }
 
 #[test]
@@ -86,8 +94,14 @@ fn a_service_has_a_route_once_identity_and_trust_are_there_and_not_before() {
     give(&mut state, &[identity("a", &ca.client())]);
     let routes = state.rebuild();
     assert_eq!(routes.len(), 1);
-    assert!(matches!(routes[0].1.identity, Presented::Certificate { generation: 1, .. }));
-    assert!(state.rebuild().is_empty(), "nothing changed, so nothing is published");
+    assert!(matches!(
+        routes[0].1.identity,
+        Presented::Certificate { generation: 1, .. }
+    ));
+    assert!(
+        state.rebuild().is_empty(),
+        "nothing changed, so nothing is published"
+    );
 }
 
 #[test]
@@ -99,7 +113,10 @@ fn one_services_missing_certificate_is_not_anothers() {
     state.rebuild();
     assert_eq!(routed(&state), [(2, "b".to_owned())]);
     let a = &state.config.services.values().next().unwrap().clone();
-    assert!(matches!(state.readiness(a), Readiness::Waiting { serving: false, .. }));
+    assert!(matches!(
+        state.readiness(a),
+        Readiness::Waiting { serving: false, .. }
+    ));
 }
 
 #[test]
@@ -107,13 +124,23 @@ fn a_renewed_certificate_makes_a_new_tls_configuration_for_its_services_only() {
     let ca = Ca::new("CA");
     let mut state = state();
     state.commit(config(&[("a", 1, "a", ""), ("b", 2, "b", "")]));
-    give(&mut state, &[trust(&ca), identity("a", &ca.client()), identity("b", &ca.client())]);
+    give(
+        &mut state,
+        &[
+            trust(&ca),
+            identity("a", &ca.client()),
+            identity("b", &ca.client()),
+        ],
+    );
     let before: BTreeMap<_, _> = state.rebuild().into_iter().collect();
     give(&mut state, &[identity("a", &ca.client())]);
     let after = state.rebuild();
     assert_eq!(after.len(), 1);
     assert_eq!(after[0].0, listen(1));
-    assert!(!Arc::ptr_eq(&after[0].1.tls, &before[&listen(1)].tls), "sessions must not carry over");
+    assert!(
+        !Arc::ptr_eq(&after[0].1.tls, &before[&listen(1)].tls),
+        "sessions must not carry over"
+    );
     assert!(before[&listen(1)].retired.is_cancelled());
     assert!(!before[&listen(2)].retired.is_cancelled());
 }
@@ -131,7 +158,10 @@ fn a_change_that_is_not_about_tls_keeps_the_sessions_and_retires_nobody() {
     assert!(!before.retired.is_cancelled());
     give(&mut state, &[identity("a", &ca.client())]);
     state.rebuild();
-    assert!(before.retired.is_cancelled(), "a later rotation still reaches the first connections");
+    assert!(
+        before.retired.is_cancelled(),
+        "a later rotation still reaches the first connections"
+    );
 }
 
 #[test]
@@ -149,7 +179,14 @@ fn a_swap_of_ports_is_a_swap_of_routes_and_binds_nothing() {
     let ca = Ca::new("CA");
     let mut state = state();
     state.commit(config(&[("a", 1, "a", ""), ("b", 2, "b", "")]));
-    give(&mut state, &[trust(&ca), identity("a", &ca.client()), identity("b", &ca.client())]);
+    give(
+        &mut state,
+        &[
+            trust(&ca),
+            identity("a", &ca.client()),
+            identity("b", &ca.client()),
+        ],
+    );
     state.rebuild();
     let swapped = config(&[("a", 2, "a", ""), ("b", 1, "b", "")]);
     let plan = state.plan(&swapped, &BTreeSet::from([listen(1), listen(2)]));
@@ -172,7 +209,10 @@ fn while_a_changed_service_waits_for_its_certificate_the_old_route_serves_on() {
     assert!(state.rebuild().is_empty());
     assert_eq!(routed(&state), [(1, "a".to_owned())]);
     let a = &state.config.services.values().next().unwrap().clone();
-    assert!(matches!(state.readiness(a), Readiness::Waiting { serving: true, .. }));
+    assert!(matches!(
+        state.readiness(a),
+        Readiness::Waiting { serving: true, .. }
+    ));
 }
 
 #[test]
@@ -186,7 +226,13 @@ fn bad_material_keeps_the_last_good_generation_and_says_why() {
         cert: Part::new("cert", b"junk".to_vec()),
         key: Part::new("key", b"junk".to_vec()),
     });
-    let verdicts = give(&mut state, &[Reading { key: identity_key("a"), material: Ok(junk) }]);
+    let verdicts = give(
+        &mut state,
+        &[Reading {
+            key: identity_key("a"),
+            material: Ok(junk),
+        }],
+    );
     assert!(matches!(&verdicts[..], [Verdict::Refused(why)] if why.reason == Reason::BadPem));
     assert!(state.rebuild().is_empty());
     assert!(!good.retired.is_cancelled());
@@ -208,20 +254,38 @@ fn a_key_that_comes_before_its_certificate_is_a_rotation_for_ten_seconds_and_the
     };
     assert_eq!(reason(&verdicts), Reason::RotationInProgress);
     let begun = i64::try_from(now().as_secs()).unwrap();
-    assert_eq!(state.credentials.next_expiry(), Some(begun + ROTATION_GRACE_SECONDS));
-    assert!(state.credentials.expire(unix(begun + ROTATION_GRACE_SECONDS - 1)).is_empty());
-    let overdue = state.credentials.expire(unix(begun + ROTATION_GRACE_SECONDS));
+    assert_eq!(
+        state.credentials.next_expiry(),
+        Some(begun + ROTATION_GRACE_SECONDS)
+    );
+    assert!(
+        state
+            .credentials
+            .expire(unix(begun + ROTATION_GRACE_SECONDS - 1))
+            .is_empty()
+    );
+    let overdue = state
+        .credentials
+        .expire(unix(begun + ROTATION_GRACE_SECONDS));
     let overdue: Vec<Verdict> = overdue.into_iter().map(|judged| judged.verdict).collect();
     assert_eq!(reason(&overdue), Reason::KeyMismatch);
     assert_eq!(state.credentials.next_expiry(), None);
     let verdicts = give(&mut state, &[identity("a", &new)]);
-    assert!(matches!(verdicts[..], [Verdict::Published { generation: 2, .. }]));
+    assert!(matches!(
+        verdicts[..],
+        [Verdict::Published { generation: 2, .. }]
+    ));
 }
 
 /// Up to six services on up to six ports, each port once.
 fn any_services() -> impl Strategy<Value = Vec<(usize, u16, u8, bool)>> {
     let ports = Just((1..=6u16).collect::<Vec<_>>()).prop_shuffle();
-    (ports, proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 0..=6), any::<[u8; 6]>(), any::<[bool; 6]>())
+    (
+        ports,
+        proptest::sample::subsequence((0..6usize).collect::<Vec<_>>(), 0..=6),
+        any::<[u8; 6]>(),
+        any::<[bool; 6]>(),
+    )
         .prop_map(|(ports, names, identities, idle)| {
             names
                 .into_iter()
@@ -237,7 +301,12 @@ fn any_config(services: &[(usize, u16, u8, bool)]) -> Config {
         .iter()
         .map(|(name, port, identity, idle)| {
             let more = if *idle { "idle_timeout = \"5m\"" } else { "" };
-            (NAMES[*name], *port, IDENTITIES[usize::from(*identity)], more)
+            (
+                NAMES[*name],
+                *port,
+                IDENTITIES[usize::from(*identity)],
+                more,
+            )
         })
         .collect();
     config(&services)

@@ -286,7 +286,6 @@ fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
 /// How the upstream's stream ends.
 #[derive(Clone, Copy, Debug)]
 enum UpstreamEnd {
-    Close,
     Truncated,
     Alert,
     Reset,
@@ -342,19 +341,19 @@ proptest! {
         let mut reads = cut(&wire, &down_cuts);
         reads.push(match end {
             UpstreamEnd::Reset => Read::Fail(io::ErrorKind::ConnectionReset),
-            UpstreamEnd::Close | UpstreamEnd::Truncated | UpstreamEnd::Alert => Read::End,
+            UpstreamEnd::Truncated | UpstreamEnd::Alert => Read::End,
         });
         let mut caller = Scripted::new([], caller_writes);
         let mut upstream = Scripted::new(reads, []);
 
         let (result, transfer) = run(&mut caller, &mut upstream, LIMITS);
 
-        let as_expected = match (end, &result) {
-            (UpstreamEnd::Truncated, Err(Break::Truncated)) => true,
-            (UpstreamEnd::Alert, Err(Break::Tls(_))) => true,
-            (UpstreamEnd::Reset, Err(Break::Upstream(_))) => true,
-            _ => false,
-        };
+        let as_expected = matches!(
+            (end, &result),
+            (UpstreamEnd::Truncated, Err(Break::Truncated))
+                | (UpstreamEnd::Alert, Err(Break::Tls(_)))
+                | (UpstreamEnd::Reset, Err(Break::Upstream(_)))
+        );
         prop_assert!(as_expected, "{:?}: {:?}", end, result);
         prop_assert!(!caller.shut, "the caller must not see an end");
         prop_assert_eq!(&caller.written, &sent_down);
@@ -397,18 +396,28 @@ proptest! {
 #[test]
 fn an_alert_behind_a_refused_write_is_what_is_reported() {
     let mut caller = Scripted::new([Read::Data(b"hello".into())], []);
-    let reads = [Read::Wait, Read::Wait, Read::Data(record(ALERT, &[])), Read::End];
+    let reads = [
+        Read::Wait,
+        Read::Wait,
+        Read::Data(record(ALERT, &[])),
+        Read::End,
+    ];
     let mut upstream = Scripted::new(reads, [Write::Fail(io::ErrorKind::BrokenPipe)]);
     let (result, transfer) = run(&mut caller, &mut upstream, LIMITS);
-    assert!(matches!(result, Err(Break::Tls(rustls::Error::AlertReceived(_)))), "{result:?}");
+    assert!(
+        matches!(result, Err(Break::Tls(rustls::Error::AlertReceived(_)))),
+        "{result:?}"
+    );
     assert!(!transfer.answered);
 }
 
 #[test]
 fn a_refused_write_without_a_word_is_the_upstreams_break() {
     let mut caller = Scripted::new([Read::Data(b"hello".into())], []);
-    let mut upstream =
-        Scripted::new([Read::Wait, Read::End], [Write::Fail(io::ErrorKind::BrokenPipe)]);
+    let mut upstream = Scripted::new(
+        [Read::Wait, Read::End],
+        [Write::Fail(io::ErrorKind::BrokenPipe)],
+    );
     let (result, _) = run(&mut caller, &mut upstream, LIMITS);
     assert!(matches!(result, Err(Break::Upstream(_))), "{result:?}");
 }
@@ -416,11 +425,18 @@ fn a_refused_write_without_a_word_is_the_upstreams_break() {
 #[test]
 fn what_a_caller_sends_to_an_upstream_that_is_done_breaks_nothing() {
     let mut caller = Scripted::new(
-        [Read::Wait, Read::Wait, Read::Data(b"too late".into()), Read::End],
+        [
+            Read::Wait,
+            Read::Wait,
+            Read::Data(b"too late".into()),
+            Read::End,
+        ],
         [],
     );
     let mut upstream = Scripted::new(
-        [Read::Data([record(DATA, b"bye"), record(CLOSE, &[])].concat())],
+        [Read::Data(
+            [record(DATA, b"bye"), record(CLOSE, &[])].concat(),
+        )],
         [Write::Fail(io::ErrorKind::BrokenPipe)],
     );
     let (result, _) = run(&mut caller, &mut upstream, LIMITS);
@@ -434,7 +450,10 @@ fn an_end_without_close_notify_is_an_end_only_where_the_configuration_says_so() 
     let reads = || [Read::Data(record(DATA, b"all of it?")), Read::End];
     let mut caller = Scripted::new([Read::Wait, Read::Wait, Read::Wait, Read::End], []);
     let mut upstream = Scripted::new(reads(), []);
-    let limits = Limits { unclean_close: UncleanClose::Fin, ..LIMITS };
+    let limits = Limits {
+        unclean_close: UncleanClose::Fin,
+        ..LIMITS
+    };
     let (result, _) = run(&mut caller, &mut upstream, limits);
     assert!(result.is_ok(), "{result:?}");
     assert!(caller.shut);
@@ -452,7 +471,13 @@ fn a_server_that_closes_without_ceremony_after_the_callers_end_has_cut_nothing_s
 #[test]
 fn an_answer_cut_short_after_the_callers_end_is_still_a_break() {
     let mut caller = Scripted::new([Read::Data(b"GET".into()), Read::End], []);
-    let reads = [Read::Wait, Read::Wait, Read::Wait, Read::Data(record(DATA, b"half")), Read::End];
+    let reads = [
+        Read::Wait,
+        Read::Wait,
+        Read::Wait,
+        Read::Data(record(DATA, b"half")),
+        Read::End,
+    ];
     let mut upstream = Scripted::new(reads, []);
     let (result, _) = run(&mut caller, &mut upstream, LIMITS);
     assert!(matches!(result, Err(Break::Truncated)), "{result:?}");
@@ -462,14 +487,22 @@ fn an_answer_cut_short_after_the_callers_end_is_still_a_break() {
 
 #[test]
 fn a_caller_that_does_not_read_holds_one_batch_and_stops_its_own_upstream() {
-    let flood: Vec<Read> =
-        (0..2_000).map(|_| Read::Data(record(DATA, &[7; 250]).repeat(500))).collect();
+    let flood: Vec<Read> = (0..2_000)
+        .map(|_| Read::Data(record(DATA, &[7; 250]).repeat(500)))
+        .collect();
     let mut caller = Scripted::new([], [Write::Never]);
     let mut upstream = Scripted::new(flood, []);
-    let limits = Limits { idle: Some(Duration::from_secs(1)), ..LIMITS };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(1)),
+        ..LIMITS
+    };
     let (result, _) = run(&mut caller, &mut upstream, limits);
     assert!(matches!(result, Err(Break::Idle)), "{result:?}");
-    assert!(upstream.bytes_read <= scratch::WIRE, "{} bytes were read", upstream.bytes_read);
+    assert!(
+        upstream.bytes_read <= scratch::WIRE,
+        "{} bytes were read",
+        upstream.bytes_read
+    );
 }
 
 #[test]
@@ -477,10 +510,17 @@ fn an_upstream_that_does_not_read_stops_its_own_caller_after_one_batch() {
     let flood: Vec<Read> = (0..2_000).map(|_| Read::Data(vec![7; 100_000])).collect();
     let mut caller = Scripted::new(flood, []);
     let mut upstream = Scripted::new([], [Write::Never]);
-    let limits = Limits { idle: Some(Duration::from_secs(1)), ..LIMITS };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(1)),
+        ..LIMITS
+    };
     let (result, _) = run(&mut caller, &mut upstream, limits);
     assert!(matches!(result, Err(Break::Idle)), "{result:?}");
-    assert!(caller.bytes_read <= scratch::WIRE, "{} bytes were read", caller.bytes_read);
+    assert!(
+        caller.bytes_read <= scratch::WIRE,
+        "{} bytes were read",
+        caller.bytes_read
+    );
 }
 
 #[test]
@@ -496,7 +536,10 @@ fn a_caller_that_is_reset_while_it_is_not_being_read_is_noticed() {
 fn each_limit_ends_a_relay_by_its_own_name() {
     let silent = || (Scripted::default(), Scripted::default());
     let (mut caller, mut upstream) = silent();
-    let limits = Limits { idle: Some(Duration::from_secs(5)), ..LIMITS };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(5)),
+        ..LIMITS
+    };
     let (result, _) = run(&mut caller, &mut upstream, limits);
     assert!(matches!(result, Err(Break::Idle)), "{result:?}");
 
@@ -509,7 +552,11 @@ fn each_limit_ends_a_relay_by_its_own_name() {
 async fn a_relay_ends_when_it_has_lived_long_enough_however_busy_it_is() {
     let end = Instant::now() + Duration::from_secs(10);
     let (mut caller, mut upstream) = (Scripted::default(), Scripted::default());
-    let limits = Limits { end: Some(end), idle: Some(Duration::from_secs(60)), ..LIMITS };
+    let limits = Limits {
+        end: Some(end),
+        idle: Some(Duration::from_secs(60)),
+        ..LIMITS
+    };
     let mut relay = Relay::new(&mut caller, &mut upstream, Plain::default(), limits);
     let result = poll_fn(|cx| relay.poll(cx)).await;
     assert!(matches!(result, Err(Break::MaxLifetime)), "{result:?}");
@@ -519,12 +566,18 @@ async fn a_relay_ends_when_it_has_lived_long_enough_however_busy_it_is() {
 #[tokio::test(start_paused = true)]
 async fn bytes_put_the_idle_limit_off() {
     let (mut caller, mut upstream) = (Scripted::default(), Scripted::default());
-    let limits = Limits { idle: Some(Duration::from_secs(10)), ..LIMITS };
+    let limits = Limits {
+        idle: Some(Duration::from_secs(10)),
+        ..LIMITS
+    };
     let mut relay = Relay::new(&mut caller, &mut upstream, Plain::default(), limits);
     let begun = Instant::now();
     let soon = tokio::time::timeout(Duration::from_secs(8), poll_fn(|cx| relay.poll(cx)));
     assert!(soon.await.is_err());
-    relay.caller.reads.push_back(Read::Data(b"still here".into()));
+    relay
+        .caller
+        .reads
+        .push_back(Read::Data(b"still here".into()));
     let result = poll_fn(|cx| relay.poll(cx)).await;
     assert!(matches!(result, Err(Break::Idle)), "{result:?}");
     assert_eq!(begun.elapsed(), Duration::from_secs(18));
@@ -532,11 +585,16 @@ async fn bytes_put_the_idle_limit_off() {
 
 #[test]
 fn one_wake_moves_a_bounded_amount_and_then_lets_others_run() {
-    let flood: Vec<Read> = (0..100).map(|_| Read::Data(vec![7; scratch::WIRE])).collect();
+    let flood: Vec<Read> = (0..100)
+        .map(|_| Read::Data(vec![7; scratch::WIRE]))
+        .collect();
     let mut caller = Scripted::new(flood, []);
     let mut upstream = Scripted::default();
     let mut relay = Relay::new(&mut caller, &mut upstream, Plain::default(), LIMITS);
     let mut cx = Context::from_waker(std::task::Waker::noop());
     assert!(relay.poll(&mut cx).is_pending());
-    assert_eq!(relay.transfer().up, (ROUNDS_PER_WAKE * scratch::WIRE) as u64);
+    assert_eq!(
+        relay.transfer().up,
+        (ROUNDS_PER_WAKE * scratch::WIRE) as u64
+    );
 }

@@ -1,31 +1,28 @@
-//! A listening unix socket that leaves no file behind.
+//! Unix sockets to listen on: a stale file is replaced, a living one is not, and none is left
+//! behind.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The kernel's own default bound for the backlog is larger; an admin endpoint needs no more.
-const BACKLOG: i32 = 128;
-
 /// A socket's file; removed when this is dropped, unless another program's is there by then.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-/// Binds and listens at `path`. A socket that was left behind there by a program that is gone is
+/// Binds at `path`; clients are refused until the socket listens. A socket that was left behind there by a program that is gone is
 /// replaced; nothing else ever is. The file has `mode` before the first client can connect; `None`
-/// leaves it to the umask. The listener does not block.
+/// leaves it to the umask. The socket does not block.
 ///
 /// # Errors
 /// In words for the operator: what is in the way at `path`, or the system's reason.
-pub(super) fn listen(path: &Path, mode: Option<u32>) -> Result<(UnixListener, SocketFile), String> {
+pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), String> {
     let in_words = |error: io::Error| error.to_string();
     let address = SockAddr::unix(path).map_err(in_words)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(in_words)?;
@@ -42,8 +39,7 @@ pub(super) fn listen(path: &Path, mode: Option<u32>) -> Result<(UnixListener, So
         // Until `listen`, clients are refused: no one slips in under the umask's mode.
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(in_words)?;
     }
-    socket.listen(BACKLOG).map_err(in_words)?;
-    Ok((socket.into(), file))
+    Ok((socket, file))
 }
 
 /// Removes the file at `path` if it is a socket on which nobody listens.
@@ -94,9 +90,15 @@ impl Drop for SocketFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+
+    fn listen(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile), String> {
+        let (socket, file) = bind(path, mode)?;
+        socket.listen(1).unwrap();
+        Ok((socket, file))
+    }
 
     fn mode_of(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().permissions().mode() & 0o777
