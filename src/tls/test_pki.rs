@@ -145,10 +145,6 @@ impl Ca {
         self.0.pem()
     }
 
-    pub(crate) fn key(&self) -> &KeyPair {
-        self.0.key()
-    }
-
     /// A list that revokes these certificates (DER) and is good from `this_update` to a day after
     /// [`NOW`].
     pub(crate) fn crl(&self, revoked: &[&CertificateDer<'_>], this_update: i64) -> Vec<u8> {
