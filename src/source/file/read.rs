@@ -20,7 +20,7 @@ use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::source::{Material, Reading, SourceKey, SourceSet};
 
 /// A file beyond this is no certificate, and reading it again and again would cost.
-pub(super) const MAX_FILE: usize = 16 << 20;
+pub(crate) const MAX_FILE: usize = 16 << 20;
 
 /// Files of one directory; the system's own directories of roots hold a few hundred.
 pub(super) const MAX_ENTRIES: usize = 4096;
