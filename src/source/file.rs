@@ -4,7 +4,9 @@
 //! Events only say *when* to look, never *what* changed, and every so often everything is looked
 //! at without one. So a missed event delays a change and never loses it.
 
+mod agreement;
 mod directories;
+mod events;
 mod explain;
 mod mounts;
 pub(super) mod read;
@@ -19,9 +21,11 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use self::directories::{Directories, Events, Needs, SourceId};
+use self::agreement::{Agreement, Pass, Verdict};
+use self::directories::{Directories, Needs, SourceId};
+use self::events::Events;
 use self::mounts::Mounts;
-use self::read::{ATTEMPTS, Digest, digest};
+use self::read::{Digest, digest};
 use self::trace::{End, Memo, Trace};
 use super::{Batch, Command, Health, Noticing, Reading, SourceKey, Ticket, Trigger, WatchOptions};
 use crate::config::{CaSource, IdentitySource};
@@ -235,41 +239,29 @@ impl Watcher {
         // After a quiet time nobody is half-way through writing a file, and reading again at once
         // shows whether files were exchanged under the first read.
         let mut quiet = work.eventful;
-        let mut before: Option<BTreeMap<SourceId, Digest>> = None;
-        for attempt in 1.. {
-            let mut pass = self.read(&work.sources).await?;
-            let mut more = self.concerned()?;
-            let held_still = more.is_empty()
-                && match &before {
-                    Some(before) => *before == pass.digests,
-                    // What was reported was consistent when it was read.
-                    None => pass.changed.is_empty(),
-                };
-            if held_still {
-                return self.report(work, pass).await;
-            }
-            if attempt >= ATTEMPTS {
-                self.hold_back_restless(&mut pass, before.as_ref());
-                self.postpone(more);
-                return self.report(work, pass).await;
-            }
-            if more.is_empty() {
-                if !quiet {
-                    sleep(self.options.quiet).await;
+        let mut agreement = Agreement::default();
+        loop {
+            let pass = self.read(&work.sources).await?;
+            let mut disturbed = self.concerned()?;
+            match agreement.judge(pass, &disturbed) {
+                Verdict::Believe(pass, restless) => {
+                    self.postpone(restless);
+                    return self.report(work, pass).await;
                 }
-                quiet = false;
-                before = Some(pass.digests);
-            } else {
-                self.wait_until_quiet(&mut more, latest).await?;
-                quiet = true;
-                // What others do to their files is no reason to distrust these.
-                pass.digests.retain(|id, _| !more.contains(id));
-                before = Some(pass.digests);
-                work.sources.extend(more);
-                self.look_round(&mut work).await?;
+                Verdict::Confirm => {
+                    if !quiet {
+                        sleep(self.options.quiet).await;
+                    }
+                    quiet = false;
+                }
+                Verdict::Wait => {
+                    self.wait_until_quiet(&mut disturbed, latest).await?;
+                    quiet = true;
+                    work.sources.extend(disturbed);
+                    self.look_round(&mut work).await?;
+                }
             }
         }
-        None
     }
 
     /// Waits until no event has come for a while, and adds the sources that events concern.
@@ -406,19 +398,7 @@ impl Watcher {
         .await
     }
 
-    /// Keeps what changes with every look from being reported.
-    fn hold_back_restless(&mut self, pass: &mut Pass, before: Option<&BTreeMap<SourceId, Digest>>) {
-        let held = |id, digest| before.and_then(|before| before.get(id)) == Some(digest);
-        let restless: BTreeSet<SourceId> = pass
-            .digests
-            .iter()
-            .filter(|(id, digest)| !held(id, digest))
-            .map(|(id, _)| *id)
-            .collect();
-        pass.changed.retain(|id, _| !restless.contains(id));
-        self.postpone(restless);
-    }
-
+    /// Has the sources looked at again soon.
     fn postpone(&mut self, sources: BTreeSet<SourceId>) {
         if self.restless.is_empty() {
             self.retry_at = Instant::now() + RETRY;
@@ -445,14 +425,6 @@ impl Watcher {
         };
         self.batches.send(batch).await.ok()
     }
-}
-
-/// All of some sources, read once.
-#[derive(Debug, Default)]
-struct Pass {
-    digests: BTreeMap<SourceId, Digest>,
-    /// Those that differ from what was reported.
-    changed: BTreeMap<SourceId, Reading>,
 }
 
 /// What must be watched for a source, and what the operator should know about it.

@@ -28,8 +28,8 @@ pub(super) const MAX_ENTRIES: usize = 4096;
 /// All files of one directory together.
 const MAX_DIRECTORY: usize = 64 << 20;
 
-/// Reads until two reads in a row agree, but not more often than this.
-pub(super) const ATTEMPTS: usize = 6;
+/// Passes of [`read_all`] after which the last one counts.
+const ATTEMPTS: usize = 6;
 
 /// Where the platform's roots come from, as a place.
 const SYSTEM: &str = "system roots";
@@ -43,19 +43,26 @@ pub(crate) type Digest = [u8; 32];
 /// mixture of two generations is returned if it can be avoided; after a few attempts the last pass
 /// counts.
 pub(crate) fn read_all(sources: &SourceSet) -> Vec<Reading> {
-    let mut before: Option<Vec<Digest>> = None;
-    for attempt in 1.. {
-        let readings: Vec<Reading> = sources.iter().map(read).collect();
-        let digests: Vec<Digest> = readings.iter().map(|r| digest(&r.material)).collect();
-        if attempt >= ATTEMPTS || before.as_ref() == Some(&digests) {
-            return readings;
+    until_agreed(|| sources.iter().map(read).collect())
+}
+
+fn until_agreed(mut pass: impl FnMut() -> Vec<Reading>) -> Vec<Reading> {
+    let digests = |readings: &[Reading]| -> Vec<Digest> {
+        readings.iter().map(|r| digest(&r.material)).collect()
+    };
+    let mut before = digests(&pass());
+    let mut readings = pass();
+    for _ in 2..ATTEMPTS {
+        let now = digests(&readings);
+        if now == before {
+            break;
         }
-        if before.replace(digests).is_some() {
-            // Somebody is writing. Long enough for a small file, short enough at start.
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        // Somebody is writing. Long enough for a small file, short enough at start.
+        std::thread::sleep(Duration::from_millis(10));
+        before = now;
+        readings = pass();
     }
-    Vec::new()
+    readings
 }
 
 /// Reads one source once. Blocks.
@@ -512,6 +519,26 @@ mod tests {
             }
             Err(error) => assert_eq!(error.reason, Reason::TrustMissing),
         }
+    }
+
+    #[test]
+    fn passes_are_repeated_until_two_agree_but_not_for_ever() {
+        let scripted = |script: &'static [u8]| {
+            let mut passes = script.iter();
+            let readings = until_agreed(|| {
+                let n = passes.next().expect("no more passes than that").to_string();
+                let part = Part::new("/c", n.into_bytes());
+                vec![Reading {
+                    key: SourceKey::Config("/c".into()),
+                    material: Ok(Material::Config(part)),
+                }]
+            });
+            assert_eq!(passes.next(), None, "fewer passes than that");
+            digest(&readings[0].material)
+        };
+        assert_eq!(scripted(&[1, 2, 2]), scripted(&[2, 2]));
+        assert_eq!(scripted(&[1, 2, 3, 1, 1]), scripted(&[1, 1]));
+        assert_eq!(scripted(&[1, 2, 3, 4, 5, 6]), scripted(&[6, 6]));
     }
 
     #[test]
