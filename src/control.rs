@@ -186,19 +186,28 @@ impl Control {
     pub(crate) async fn run(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let drain = self.setup.shutdown.drain().clone();
         let mut health = self.watch.health();
+        let mut watching = true;
         loop {
             let timer = self.next_timer();
             tokio::select! {
                 biased;
                 () = drain.cancelled() => break,
-                batch = self.batches.recv() => match batch {
+                batch = self.batches.recv(), if watching => match batch {
                     Some(batch) => self.take(batch).await,
-                    // The watch ends only with us.
-                    None => break,
+                    // It ends only with us, or by a bug of its own. What is served is served on.
+                    None => {
+                        watching = false;
+                        self.requests.clear();
+                        error!(
+                            reason = %Reason::Internal, hint = Reason::Internal.hint(),
+                            "files are no longer watched: restart tlsward to take up changes"
+                        );
+                    }
                 },
-                Some(request) = reloads.recv() => {
+                // A request that nobody can carry out is dropped, which its asker is told.
+                Some(request) = reloads.recv() => if watching {
                     self.requests.push((self.watch.request(), request));
-                }
+                },
                 Ok(()) = health.changed() => {
                     info!(how = %health.borrow_and_update().noticing, "changes are noticed by");
                     self.publish();

@@ -439,7 +439,7 @@ fn survey(key: &SourceKey, memo: &mut Memo, mounts: &mut Mounts) -> (Needs, Vec<
         match add_way(path, memo, mounts, &mut needs, &mut notes) {
             End::Directory(dir, identity) if may_be_directory => {
                 // Dangling or not, a link may come to point to something else.
-                for link in read::entries(&dir)
+                for link in read::entries(&dir, read::MAX_ENTRIES)
                     .map(|(_, links)| links)
                     .unwrap_or_default()
                 {
