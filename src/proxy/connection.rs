@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConnection;
 use rustls::ProtocolVersion::TLSv1_3;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -80,33 +81,13 @@ pub(crate) async fn run<C: Caller>(
     // The handshake's state is many times the relay's: it lives in a box of its own and is gone
     // before the relay begins.
     let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
-    let (result, transfer, facts) = match dialled {
+    drop(resolver);
+    let (result, transfer, facts) = match dialled.map(split) {
         Err(failure) => (Err(failure), Transfer::default(), None),
-        Ok(Connected {
-            stream,
-            session,
-            endpoint,
-            ..
-        }) => {
-            let facts = SessionFacts {
-                endpoint,
-                version: session.protocol_version(),
-                cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
-                group: session
-                    .negotiated_key_exchange_group()
-                    .map(|group| group.name()),
-                resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
-            };
-            let session = Buffered::new(session);
-            let (result, transfer) = relay(
-                &mut caller.stream,
-                stream,
-                session,
-                &route,
-                accepted,
-                &abort,
-            )
-            .await;
+        Ok((facts, upstream, session)) => {
+            let stream = &mut caller.stream;
+            let (result, transfer) =
+                relay(stream, upstream, session, &route, accepted, &abort).await;
             caller.clean = result.is_ok();
             (result, transfer, Some(facts))
         }
@@ -120,6 +101,25 @@ pub(crate) async fn run<C: Caller>(
         facts.as_ref(),
         result.as_ref().err(),
     );
+}
+
+fn split(connected: Connected) -> (SessionFacts, TcpStream, Box<ClientConnection>) {
+    let Connected {
+        stream,
+        session,
+        endpoint,
+        server_name: _,
+    } = connected;
+    let facts = SessionFacts {
+        endpoint,
+        version: session.protocol_version(),
+        cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
+        group: session
+            .negotiated_key_exchange_group()
+            .map(|group| group.name()),
+        resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+    };
+    (facts, stream, session)
 }
 
 /// A caller's stream that closes with a reset unless its end was proven clean: a panic on the way
@@ -160,11 +160,56 @@ async fn dial<C: Caller>(
 async fn relay<C: Caller>(
     caller: &mut C,
     mut upstream: TcpStream,
-    session: Buffered,
+    session: Box<ClientConnection>,
     route: &Route,
     accepted: Instant,
     abort: &CancellationToken,
 ) -> (Result<(), Failure>, Transfer) {
+    let (ended, transfer) = carry(caller, &mut upstream, session, route, accepted, abort).await;
+    let Err(ended) = ended else {
+        return (Ok(()), transfer);
+    };
+
+    // An alert of ours is on its way: a reset would throw it away.
+    let alert_sent = matches!(&ended, Ended::Broken(Break::Tls(_)));
+    if !alert_sent {
+        upstream.reset_on_close();
+    }
+    drop(upstream);
+    let caller_broke = matches!(&ended, Ended::Broken(Break::Caller(_)));
+    if !caller_broke {
+        // In a box: an open connection has no use for it, and each would have room for it.
+        Box::pin(async {
+            tokio::select! {
+                biased;
+                () = abort.cancelled() => {}
+                () = acknowledged(caller, route.timeouts.close) => {}
+            }
+        })
+        .await;
+    }
+    let failure = match ended {
+        Ended::Broken(broken) => outcome::relay_broke(broken, &transfer, &route.identity),
+        Ended::Stopped => stopped(Phase::Relay),
+        Ended::Retired => Failure::new(
+            Phase::Relay,
+            Side::Local,
+            Reason::Rotated,
+            "the certificate that this connection began with was replaced",
+        ),
+    };
+    (Err(failure), transfer)
+}
+
+/// Relays until the relay itself, the process or the service's rotation policy ends it.
+async fn carry<C: Caller>(
+    caller: &mut C,
+    upstream: &mut TcpStream,
+    session: Box<ClientConnection>,
+    route: &Route,
+    accepted: Instant,
+    abort: &CancellationToken,
+) -> (Result<(), Ended>, Transfer) {
     let limits = Limits {
         idle: route.timeouts.idle,
         end: route
@@ -174,7 +219,8 @@ async fn relay<C: Caller>(
         close: route.timeouts.close,
         unclean_close: route.unclean_close,
     };
-    let mut relay = Relay::new(caller, &mut upstream, session, limits);
+    let session = Buffered::new(session);
+    let mut relay = Relay::new(caller, upstream, session, limits);
     relay.prime();
     let mut counted = Transfer::default();
     let carried = poll_fn(|cx| {
@@ -195,37 +241,7 @@ async fn relay<C: Caller>(
         result = carried => result.map_err(Ended::Broken),
         () = retired(route) => Err(Ended::Retired),
     };
-    let transfer = relay.transfer();
-    drop(relay);
-    let Err(ended) = result else {
-        return (Ok(()), transfer);
-    };
-
-    // An alert of ours is on its way: a reset would throw it away.
-    let alert_sent = matches!(&ended, Ended::Broken(Break::Tls(_)));
-    if !alert_sent {
-        upstream.reset_on_close();
-    }
-    drop(upstream);
-    let caller_broke = matches!(&ended, Ended::Broken(Break::Caller(_)));
-    if !caller_broke {
-        tokio::select! {
-            biased;
-            () = abort.cancelled() => {}
-            () = acknowledged(caller, route.timeouts.close) => {}
-        }
-    }
-    let failure = match ended {
-        Ended::Broken(broken) => outcome::relay_broke(broken, &transfer, &route.identity),
-        Ended::Stopped => stopped(Phase::Relay),
-        Ended::Retired => Failure::new(
-            Phase::Relay,
-            Side::Local,
-            Reason::Rotated,
-            "the certificate that this connection began with was replaced",
-        ),
-    };
-    (Err(failure), transfer)
+    (result, relay.transfer())
 }
 
 enum Ended {
@@ -244,10 +260,14 @@ async fn retired(route: &Route) {
     let Some(window) = route.retire_over else {
         return std::future::pending().await;
     };
-    route.retired.cancelled().await;
-    // std's hasher keys are random enough to spread ends over a window.
-    let share = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
-    tokio::time::sleep(window.mul_f64(share)).await;
+    // In a box: most connections have no use for it, and each would have room for it.
+    Box::pin(async {
+        route.retired.cancelled().await;
+        // std's hasher keys are random enough to spread ends over a window.
+        let share = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+        tokio::time::sleep(window.mul_f64(share)).await;
+    })
+    .await;
 }
 
 fn record(
@@ -302,4 +322,21 @@ fn record(
         },
         outcome: failure.map_or(Ok(()), Err),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every open connection holds this for its whole life; `bench/` shows what it adds up to.
+    #[test]
+    fn a_connections_future_stays_within_1152_bytes() {
+        fn size<F>(
+            _: impl FnOnce(TcpStream, CallerAddress, Arc<Route>, Arc<Resolver>, CancellationToken) -> F,
+        ) -> usize {
+            size_of::<F>()
+        }
+        let size = size(run::<TcpStream>);
+        assert!(size <= 1152, "{size} bytes");
+    }
 }

@@ -283,7 +283,9 @@ impl Desk {
         let resolver = Arc::clone(&self.resolver);
         let abort = self.shutdown.abort().clone();
         let metrics = Arc::clone(&route.metrics);
-        let serving = connection::run(stream, address, route, resolver, abort);
+        // In a box, so that it is held once: a future that is moved into another has room there
+        // twice.
+        let serving = Box::pin(connection::run(stream, address, route, resolver, abort));
         self.shutdown.connections().spawn(async move {
             // One connection's bug ends one connection, and is counted. The panic hook has said
             // where it was.
