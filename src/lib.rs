@@ -9,6 +9,9 @@ pub mod config;
 mod control;
 mod demo;
 pub mod failure;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod material;
 mod metrics;
 mod probe;

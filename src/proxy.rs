@@ -15,4 +15,4 @@ pub(crate) mod outcome;
 pub(crate) mod relay;
 pub(crate) mod resolve;
 mod scratch;
-mod session;
+pub(crate) mod session;
