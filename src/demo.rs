@@ -254,8 +254,7 @@ async fn play<W: Write>(
     tell.say("the good file is back, and the complaint is gone")?;
 
     tell.step("Another server claims the same name with a certificate of another CA")?;
-    let mut refused = Application::connect(listen_stranger).await?;
-    let ending = refused.ending().await?;
+    let ending = Application::ending_at(listen_stranger).await?;
     expect(
         "the application to be cut off",
         ending == Ending::Reset,

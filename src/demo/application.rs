@@ -59,12 +59,20 @@ impl Application {
         expect(&format!("{text:?} to come back"), answer == text, &answer)
     }
 
-    pub(super) async fn ending(&mut self) -> Result<Ending, DemoError> {
-        match patiently(self.stream.fill_buf()).await {
-            Ok([]) => Ok(Ending::Closed),
-            Ok(_) => Ok(Ending::Bytes),
+    /// How a connection ends on which nothing is sent. The reset may come so soon that it is
+    /// connecting that fails.
+    pub(super) async fn ending_at(to: SocketAddr) -> Result<Ending, DemoError> {
+        let ended = async {
+            let mut stream = BufReader::new(TcpStream::connect(to).await?);
+            Ok(if stream.fill_buf().await?.is_empty() {
+                Ending::Closed
+            } else {
+                Ending::Bytes
+            })
+        };
+        match patiently(ended).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Ending::Reset),
-            Err(error) => Err(DemoError::io("waiting for the refusal")(error)),
+            ended => ended.map_err(DemoError::io("waiting for the refusal")),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The built program against real sockets, real servers and a programmable upstream: one binary,
 //! a module per behaviour. Each test's name is a claim of the contract with users.
 //!
-//! Needed beside Rust, on Debian: `nginx-core openssl redis-server redis-tools nghttp2-server
+//! Needed beside Rust, on Debian: `nginx openssl redis-server redis-tools nghttp2-server
 //! iproute2 util-linux`. A missing program fails the test that needs it.
 //!
 //! `TLSWARD_TEST_BULK_GIB` scales the bulk transfers (default 1).

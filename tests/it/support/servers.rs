@@ -175,7 +175,7 @@ http {{
         );
         let file = directory.path().join("nginx.conf");
         std::fs::write(&file, config).unwrap();
-        let mut command = program("nginx", "nginx-core");
+        let mut command = program("nginx", "nginx");
         command.arg("-c").arg(file).arg("-p").arg(directory.path());
         Server::start(command, address, directory).await
     }
