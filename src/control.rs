@@ -13,6 +13,7 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -48,6 +49,10 @@ use state::{Plan, address};
 
 /// How soon a listener whose address turned out to be taken is tried again.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often what the clock refused is judged again: a machine's clock may be set right after the
+/// start, and a certificate may be handed out before it becomes valid.
+const JUDGE_AGAIN: Duration = Duration::from_secs(30);
 
 /// What control is made with.
 pub(crate) struct Setup {
@@ -87,6 +92,8 @@ pub(crate) struct Control {
     loaded_at: i64,
     started_at: i64,
     requests: Vec<(Ticket, ReloadRequest)>,
+    /// When what the clock refused was last judged again.
+    judged_again: Instant,
     status: watch::Sender<Arc<Status>>,
 }
 
@@ -164,6 +171,7 @@ impl Control {
             loaded_at: now,
             started_at: now,
             requests: Vec::new(),
+            judged_again: Instant::now(),
             status,
         };
         control.reload(Trigger::Start).await?;
@@ -546,7 +554,11 @@ impl Control {
             });
         let failed = |listener: &Listener| matches!(listener, Listener::Bound(_, Some(_)));
         let listen = self.listeners.values().any(failed).then_some(LISTEN_AGAIN);
-        let next = rotation.into_iter().chain(listen).min();
+        let again = self.state.credentials.wait_for_the_clock().then(|| {
+            let at = self.judged_again + JUDGE_AGAIN;
+            at.saturating_duration_since(Instant::now())
+        });
+        let next = rotation.into_iter().chain(listen).chain(again).min();
         async move {
             match next {
                 Some(next) => tokio::time::sleep(next).await,
@@ -558,6 +570,7 @@ impl Control {
     fn timer_fired(&mut self) {
         let overdue = self.state.credentials.expire(clock::unix_now());
         self.tell(&overdue, Trigger::Periodic);
+        self.judge_again();
         let failed: Vec<Listen> = self
             .listeners
             .iter()
@@ -574,6 +587,20 @@ impl Control {
             }
         }
         self.publish();
+    }
+
+    fn judge_again(&mut self) {
+        if self.judged_again.elapsed() < JUDGE_AGAIN {
+            return;
+        }
+        self.judged_again = Instant::now();
+        let provider = self.state.provider().clone();
+        let judged = self
+            .state
+            .credentials
+            .judge_again(clock::unix_now(), &provider);
+        self.tell(&judged, Trigger::Periodic);
+        self.publish_routes();
     }
 
     fn publish(&self) {

@@ -109,7 +109,8 @@ impl Listen {
     }
 
     /// Whether both cannot be open at the same time. An unspecified address takes its port of
-    /// every address; `[::]` is taken to include IPv4, as Linux does by default.
+    /// every address of its family: listeners of IPv6 take no IPv4 (`IPV6_V6ONLY`), whatever the
+    /// system's default.
     pub(super) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
@@ -124,7 +125,7 @@ impl Listen {
 
 /// Whether a listener on `wide` is one on `narrow` too.
 fn covers(wide: IpAddr, narrow: IpAddr) -> bool {
-    wide.is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
+    wide.is_unspecified() && wide.is_ipv4() == narrow.is_ipv4()
 }
 
 fn tcp_address(text: &str) -> Parsed<Listen> {
@@ -392,9 +393,9 @@ mod tests {
             ("127.0.0.1:1", "[::1]:1", false),
             ("0.0.0.0:1", "127.0.0.1:1", true),
             ("0.0.0.0:1", "[::1]:1", false),
-            ("[::]:1", "127.0.0.1:1", true),
+            ("[::]:1", "127.0.0.1:1", false),
             ("[::]:1", "[::1]:1", true),
-            ("0.0.0.0:1", "[::]:1", true),
+            ("0.0.0.0:1", "[::]:1", false),
             ("[::ffff:127.0.0.1]:1", "127.0.0.1:1", true),
             ("unix:/a", "unix:/a?mode=600", true),
             ("unix:/a", "unix:/b", false),

@@ -29,6 +29,8 @@ pub(crate) struct Loaded<T> {
     current: Option<Good<T>>,
     /// Why the newest is not the current one.
     refused: Option<Refused>,
+    /// The newest reading, where another time may judge the same bytes otherwise.
+    untimely: Option<Reading>,
 }
 
 /// A generation that was proven good.
@@ -39,6 +41,15 @@ pub(crate) struct Good<T> {
     pub(crate) generation: u64,
     /// Seconds since 1970.
     pub(crate) loaded_at: i64,
+}
+
+/// Why something is judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occasion {
+    /// It was read.
+    News,
+    /// Time has passed.
+    Time,
 }
 
 #[derive(Debug)]
@@ -70,6 +81,7 @@ impl<T> Loaded<T> {
     const EMPTY: Self = Self {
         current: None,
         refused: None,
+        untimely: None,
     };
 
     pub(crate) fn current(&self) -> Option<&Good<T>> {
@@ -119,6 +131,14 @@ impl<T> Loaded<T> {
         }
     }
 
+    /// Whether there is nothing new to say of it.
+    fn is_refused_like(&self, parsed: &Result<T, Explained>) -> bool {
+        match (parsed, &self.refused) {
+            (Err(why), Some(refused)) => why.reason == refused.why.reason,
+            (Ok(_), _) | (Err(_), None) => false,
+        }
+    }
+
     /// A rotation that took too long becomes an error.
     fn expire(&mut self, now: i64) -> Option<Explained> {
         let refused = self.refused.as_mut()?;
@@ -137,6 +157,17 @@ impl<T> Loaded<T> {
                 .rotating_since
                 .map(|since| since + ROTATION_GRACE_SECONDS)
         })?
+    }
+}
+
+impl Loaded<Trust> {
+    /// Whether no further anchor has become usable. One in use is not dropped by the clock alone:
+    /// trust is judged when it is loaded.
+    fn holds_as_many_anchors(&self, parsed: &Result<Trust, Explained>) -> bool {
+        match (parsed, &self.current, &self.refused) {
+            (Ok(trust), Some(good), None) => trust.anchors.len() <= good.value.anchors.len(),
+            (Ok(_) | Err(_), _, _) => false,
+        }
     }
 }
 
@@ -179,49 +210,94 @@ impl Credentials {
         now: UnixTime,
         provider: &CryptoProvider,
     ) -> Vec<Judged> {
-        let seconds = seconds(now);
-        let judge = |reading: &Reading| {
-            let verdict = match &reading.key {
-                SourceKey::Config(_) => return None,
-                SourceKey::Identity(source) => {
-                    let parsed = match &reading.material {
-                        Ok(Material::Identity(material)) => {
-                            Identity::parse(material, now, provider)
-                        }
-                        Ok(Material::Trust(_) | Material::Config(_)) => Err(mixed_up()),
-                        Err(why) => Err(why.clone()),
-                    };
-                    let warnings = parsed.as_ref().map_or(Vec::new(), |it| it.warnings.clone());
-                    let loaded = self
-                        .identities
-                        .entry(source.clone())
-                        .or_insert(Loaded::EMPTY);
-                    (loaded.judge(parsed, seconds), warnings)
-                }
-                SourceKey::Trust(source) => {
-                    let parsed = match &reading.material {
-                        Ok(Material::Trust(material)) => Trust::parse(material, now),
-                        Ok(Material::Identity(_) | Material::Config(_)) => Err(mixed_up()),
-                        Err(why) => Err(why.clone()),
-                    };
-                    let left_out = parsed.as_ref().map_or(Vec::new(), |it| it.left_out.clone());
-                    let loaded = self.trusts.entry(source.clone()).or_insert(Loaded::EMPTY);
-                    (loaded.judge(parsed, seconds), left_out)
-                }
-            };
-            let verdict = match verdict {
-                (Ok(generation), warnings) => Verdict::Published {
-                    generation,
-                    warnings,
-                },
-                (Err(why), _) => Verdict::Refused(why),
-            };
-            Some(Judged {
-                key: reading.key.clone(),
-                verdict,
-            })
-        };
+        let judge = |reading| self.judge_one(reading, now, provider, Occasion::News);
         readings.iter().filter_map(judge).collect()
+    }
+
+    /// Judges what was too early or too late by the clock of its time once more, by the clock of
+    /// now: the bytes may be right and the clock have been wrong, or a start have been agreed on
+    /// that is reached by now. Names only what is judged otherwise than before.
+    pub(crate) fn judge_again(&mut self, now: UnixTime, provider: &CryptoProvider) -> Vec<Judged> {
+        let readings: Vec<Reading> = self.untimely().cloned().collect();
+        let judge = |reading| self.judge_one(reading, now, provider, Occasion::Time);
+        readings.iter().filter_map(judge).collect()
+    }
+
+    /// Whether [`Self::judge_again`] has something to judge.
+    pub(crate) fn wait_for_the_clock(&self) -> bool {
+        self.untimely().next().is_some()
+    }
+
+    fn untimely(&self) -> impl Iterator<Item = &Reading> {
+        let identities = self
+            .identities
+            .values()
+            .filter_map(|it| it.untimely.as_ref());
+        let trusts = self.trusts.values().filter_map(|it| it.untimely.as_ref());
+        identities.chain(trusts)
+    }
+
+    fn judge_one(
+        &mut self,
+        reading: &Reading,
+        now: UnixTime,
+        provider: &CryptoProvider,
+        occasion: Occasion,
+    ) -> Option<Judged> {
+        let seconds = seconds(now);
+        let (verdict, warnings) = match &reading.key {
+            SourceKey::Config(_) => return None,
+            SourceKey::Identity(source) => {
+                let parsed = match &reading.material {
+                    Ok(Material::Identity(material)) => Identity::parse(material, now, provider),
+                    Ok(Material::Trust(_) | Material::Config(_)) => Err(mixed_up()),
+                    Err(why) => Err(why.clone()),
+                };
+                let loaded = self
+                    .identities
+                    .entry(source.clone())
+                    .or_insert(Loaded::EMPTY);
+                if occasion == Occasion::Time && loaded.is_refused_like(&parsed) {
+                    return None;
+                }
+                let untimely = matches!(&parsed, Err(why)
+                    if matches!(why.reason, Reason::NotYetValid | Reason::Expired));
+                loaded.untimely = untimely.then(|| reading.clone());
+                let warnings = parsed.as_ref().map_or(Vec::new(), |it| it.warnings.clone());
+                (loaded.judge(parsed, seconds), warnings)
+            }
+            SourceKey::Trust(source) => {
+                let parsed = match &reading.material {
+                    Ok(Material::Trust(material)) => Trust::parse(material, now),
+                    Ok(Material::Identity(_) | Material::Config(_)) => Err(mixed_up()),
+                    Err(why) => Err(why.clone()),
+                };
+                let loaded = self.trusts.entry(source.clone()).or_insert(Loaded::EMPTY);
+                if occasion == Occasion::Time
+                    && (loaded.is_refused_like(&parsed) || loaded.holds_as_many_anchors(&parsed))
+                {
+                    return None;
+                }
+                let untimely = match &parsed {
+                    Ok(trust) => !trust.left_out.is_empty(),
+                    Err(why) => why.reason == Reason::NoTrustAnchor,
+                };
+                loaded.untimely = untimely.then(|| reading.clone());
+                let left_out = parsed.as_ref().map_or(Vec::new(), |it| it.left_out.clone());
+                (loaded.judge(parsed, seconds), left_out)
+            }
+        };
+        let verdict = match verdict {
+            Ok(generation) => Verdict::Published {
+                generation,
+                warnings,
+            },
+            Err(why) => Verdict::Refused(why),
+        };
+        Some(Judged {
+            key: reading.key.clone(),
+            verdict,
+        })
     }
 
     /// Turns rotations that took too long into errors, and names them.

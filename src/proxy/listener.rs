@@ -415,6 +415,19 @@ mod tests {
     }
 
     #[test]
+    fn listeners_of_ipv6_and_ipv4_share_a_port() {
+        let any = |address: &str| Bound::bind(&Listen::Tcp(address.parse().unwrap()));
+        let Ok(v6) = any("[::]:0") else {
+            return; // this machine has no IPv6
+        };
+        let port = v6.socket.local_addr().unwrap().as_socket().unwrap().port();
+        let v6 = v6.listen().unwrap();
+        let v4 = any(&format!("0.0.0.0:{port}")).unwrap();
+        v4.listen().unwrap();
+        drop(v6);
+    }
+
+    #[test]
     fn an_address_in_use_is_named_with_the_reason() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();

@@ -34,6 +34,16 @@ async fn exchange(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &
 }
 
 #[tokio::test]
+async fn an_ipv6_endpoint_leaves_the_port_of_ipv4_to_others() {
+    let Ok(v6) = Bound::bind(&Listen::Tcp("[::]:0".parse().unwrap()), Surface::Public) else {
+        return; // this machine has no IPv6
+    };
+    let port = v6.address().unwrap().port();
+    let v4 = Listen::Tcp(SocketAddr::from(([0, 0, 0, 0], port)));
+    Bound::bind(&v4, Surface::Admin).unwrap();
+}
+
+#[tokio::test]
 async fn head_has_the_headers_of_get_and_no_body() {
     let (shared, _status, _reloads) = shared();
     let (address, _shutdown, _serving) = start(shared);

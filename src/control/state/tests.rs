@@ -9,7 +9,7 @@ use crate::config::{IdentitySource, TrustSource};
 use crate::control::credentials::{ROTATION_GRACE_SECONDS, Verdict};
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::source::{Material, Reading, SourceKey};
-use crate::tls::test_pki::{Ca, Leaf, now, provider, unix};
+use crate::tls::test_pki::{Ca, Leaf, date, now, provider, unix};
 
 /// A configuration with one line of TOML for each service: name, port, identity, more keys.
 fn config(services: &[(&str, u16, &str, &str)]) -> Config {
@@ -238,6 +238,79 @@ fn bad_material_keeps_the_last_good_generation_and_says_why() {
     assert!(!good.retired.is_cancelled());
     let a = &state.config.services.values().next().unwrap().clone();
     assert_eq!(state.readiness(a), Readiness::Ready);
+}
+
+#[test]
+fn a_certificate_ahead_of_its_time_is_taken_when_its_time_has_come_though_its_bytes_stay() {
+    let ca = Ca::new("CA");
+    let start = i64::try_from(now().as_secs()).unwrap() + 3600;
+    let early = ca.client_with(|params| params.not_before = date(start));
+    let mut state = state();
+    state.commit(config(&[("a", 1, "a", "")]));
+    let verdicts = give(&mut state, &[trust(&ca), identity("a", &early)]);
+    assert!(
+        matches!(&verdicts[..], [_, Verdict::Refused(why)] if why.reason == Reason::NotYetValid)
+    );
+    assert!(state.rebuild().is_empty());
+    assert!(state.credentials.wait_for_the_clock());
+
+    let too_soon = state.credentials.judge_again(unix(start - 1), &provider());
+    assert!(
+        too_soon.is_empty(),
+        "nothing new, nothing said: {too_soon:?}"
+    );
+    let judged = state.credentials.judge_again(unix(start), &provider());
+    let verdicts: Vec<Verdict> = judged.into_iter().map(|judged| judged.verdict).collect();
+    assert!(matches!(
+        verdicts[..],
+        [Verdict::Published { generation: 1, .. }]
+    ));
+    assert_eq!(state.rebuild().len(), 1);
+    assert!(!state.credentials.wait_for_the_clock());
+}
+
+#[test]
+fn a_certificate_that_only_a_wrong_clock_calls_expired_is_taken_when_the_clock_is_right() {
+    let ca = Ca::new("CA");
+    let mut state = state();
+    state.commit(config(&[("a", 1, "a", "")]));
+    give(&mut state, &[trust(&ca)]);
+    let far_ahead = unix(i64::try_from(now().as_secs()).unwrap() + 1_000_000_000);
+    state
+        .credentials
+        .judge(&[identity("a", &ca.client())], far_ahead, &provider());
+    assert!(state.rebuild().is_empty());
+    state.credentials.judge_again(now(), &provider());
+    assert_eq!(state.rebuild().len(), 1);
+}
+
+#[test]
+fn a_ca_ahead_of_its_time_joins_the_others_when_its_time_has_come() {
+    let start = i64::try_from(now().as_secs()).unwrap() + 3600;
+    let (old, new) = (
+        Ca::new("old"),
+        Ca::with("new", |params| params.not_before = date(start)),
+    );
+    let mut reading = trust(&old);
+    let Ok(Material::Trust(material)) = &mut reading.material else {
+        unreachable!()
+    };
+    material.ca.push(Part::new("new", new.pem().into()));
+    let source = match &reading.key {
+        SourceKey::Trust(source) => source.clone(),
+        other => panic!("{other:?}"),
+    };
+    let mut state = state();
+    give(&mut state, &[reading]);
+    let anchors = |state: &State| {
+        let good = state.credentials.trust(&source).current().unwrap();
+        (good.generation, good.value.anchors.len())
+    };
+    assert_eq!(anchors(&state), (1, 1));
+    state.credentials.judge_again(unix(start - 1), &provider());
+    assert_eq!(anchors(&state), (1, 1), "no news, no generation");
+    state.credentials.judge_again(unix(start), &provider());
+    assert_eq!(anchors(&state), (2, 2));
 }
 
 #[test]
