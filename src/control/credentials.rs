@@ -1,6 +1,6 @@
 //! What was loaded from each source: the last good generation, and why a newer one is not in use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -20,6 +20,10 @@ pub(crate) const ROTATION_GRACE_SECONDS: i64 = 10;
 pub(crate) struct Credentials {
     identities: BTreeMap<IdentitySource, Loaded<Identity>>,
     trusts: BTreeMap<TrustSource, Loaded<Trust>>,
+    /// How many generations sources have had that are not named at present. A source that comes
+    /// back goes on counting: a route may still hold its last generation, and must not take
+    /// another one for it.
+    forgotten: BTreeMap<SourceKey, u64>,
 }
 
 /// What is known of one source.
@@ -29,6 +33,8 @@ pub(crate) struct Loaded<T> {
     current: Option<Good<T>>,
     /// Why the newest is not the current one.
     refused: Option<Refused>,
+    /// How many there have been.
+    generations: u64,
 }
 
 /// A generation that was proven good.
@@ -70,7 +76,16 @@ impl<T> Loaded<T> {
     const EMPTY: Self = Self {
         current: None,
         refused: None,
+        generations: 0,
     };
+
+    /// Of a source that has had this many generations before.
+    fn after(generations: Option<u64>) -> Self {
+        Self {
+            generations: generations.unwrap_or(0),
+            ..Self::EMPTY
+        }
+    }
 
     pub(crate) fn current(&self) -> Option<&Good<T>> {
         self.current.as_ref()
@@ -83,7 +98,8 @@ impl<T> Loaded<T> {
     fn judge(&mut self, parsed: Result<T, Explained>, now: i64) -> Result<u64, Explained> {
         match parsed {
             Ok(value) => {
-                let generation = self.current.as_ref().map_or(0, |good| good.generation) + 1;
+                self.generations += 1;
+                let generation = self.generations;
                 self.current = Some(Good {
                     value: Arc::new(value),
                     generation,
@@ -195,7 +211,7 @@ impl Credentials {
                     let loaded = self
                         .identities
                         .entry(source.clone())
-                        .or_insert(Loaded::EMPTY);
+                        .or_insert_with(|| Loaded::after(self.forgotten.remove(&reading.key)));
                     (loaded.judge(parsed, seconds), warnings)
                 }
                 SourceKey::Trust(source) => {
@@ -205,7 +221,10 @@ impl Credentials {
                         Err(why) => Err(why.clone()),
                     };
                     let left_out = parsed.as_ref().map_or(Vec::new(), |it| it.left_out.clone());
-                    let loaded = self.trusts.entry(source.clone()).or_insert(Loaded::EMPTY);
+                    let loaded = self
+                        .trusts
+                        .entry(source.clone())
+                        .or_insert_with(|| Loaded::after(self.forgotten.remove(&reading.key)));
                     (loaded.judge(parsed, seconds), left_out)
                 }
             };
@@ -246,25 +265,21 @@ impl Credentials {
             .min()
     }
 
-    /// Forgets sources that are no longer named.
+    /// Forgets sources that are no longer named, but for how many generations they have had.
     pub(crate) fn keep_only(&mut self, sources: &SourceSet) {
-        let identities: BTreeSet<_> = sources
-            .iter()
-            .filter_map(|key| match key {
-                SourceKey::Identity(source) => Some(source),
-                SourceKey::Config(_) | SourceKey::Trust(_) => None,
-            })
-            .collect();
-        let trusts: BTreeSet<_> = sources
-            .iter()
-            .filter_map(|key| match key {
-                SourceKey::Trust(source) => Some(source),
-                SourceKey::Config(_) | SourceKey::Identity(_) => None,
-            })
-            .collect();
-        self.identities
-            .retain(|source, _| identities.contains(source));
-        self.trusts.retain(|source, _| trusts.contains(source));
+        let forgotten = &mut self.forgotten;
+        let mut keeps = |key: SourceKey, generations| {
+            let keep = sources.contains(&key);
+            if !keep {
+                forgotten.insert(key, generations);
+            }
+            keep
+        };
+        self.identities.retain(|source, loaded| {
+            keeps(SourceKey::Identity(source.clone()), loaded.generations)
+        });
+        self.trusts
+            .retain(|source, loaded| keeps(SourceKey::Trust(source.clone()), loaded.generations));
     }
 }
 
