@@ -353,6 +353,7 @@ impl Control {
             report::log_judged(judged, &self.state, trigger);
             let result = match &judged.verdict {
                 Verdict::Published { .. } => "ok",
+                Verdict::Restored { .. } => "unchanged",
                 Verdict::Refused(why) => why.reason.as_str(),
             };
             let kind = report::source_kind(&judged.key);

@@ -21,8 +21,7 @@ use crate::material::{IdentityMaterial, Part, TrustMaterial};
 
 pub(crate) mod file;
 
-pub(crate) use file::read::read_all;
-use file::read::{Digest, digest};
+pub(crate) use file::read::{Digest, digest, read_all};
 
 /// What can be watched.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

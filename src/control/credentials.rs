@@ -1,6 +1,6 @@
 //! What was loaded from each source: the last good generation, and why a newer one is not in use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -8,7 +8,7 @@ use rustls_pki_types::UnixTime;
 
 use crate::config::{Config, IdentitySource, TrustSource};
 use crate::failure::{Explained, Reason};
-use crate::source::{Material, Reading, SourceKey, SourceSet};
+use crate::source::{self, Digest, Material, Reading, SourceKey, SourceSet};
 use crate::tls::identity::Identity;
 use crate::tls::trust::Trust;
 
@@ -20,6 +20,10 @@ pub(crate) const ROTATION_GRACE_SECONDS: i64 = 10;
 pub(crate) struct Credentials {
     identities: BTreeMap<IdentitySource, Loaded<Identity>>,
     trusts: BTreeMap<TrustSource, Loaded<Trust>>,
+    /// How many generations sources have had that are not named at present. A source that comes
+    /// back goes on counting: a route may still hold its last generation, and must not take
+    /// another one for it.
+    forgotten: BTreeMap<SourceKey, u64>,
 }
 
 /// What is known of one source.
@@ -31,6 +35,8 @@ pub(crate) struct Loaded<T> {
     refused: Option<Refused>,
     /// The newest reading, where another time may judge the same bytes otherwise.
     untimely: Option<Reading>,
+    /// How many generations there have been.
+    generations: u64,
 }
 
 /// A generation that was proven good.
@@ -41,6 +47,8 @@ pub(crate) struct Good<T> {
     pub(crate) generation: u64,
     /// Seconds since 1970.
     pub(crate) loaded_at: i64,
+    /// Of the bytes.
+    digest: Digest,
 }
 
 /// Why something is judged.
@@ -73,8 +81,16 @@ pub(crate) enum Verdict {
         generation: u64,
         warnings: Vec<String>,
     },
+    /// What is in use lies in the files again, after something that was refused.
+    Restored { generation: u64 },
     /// Not in use; what was, goes on.
     Refused(Explained),
+}
+
+/// What [`Loaded::judge`] made of something good.
+enum Taken {
+    New(u64),
+    Same(u64),
 }
 
 impl<T> Loaded<T> {
@@ -82,7 +98,16 @@ impl<T> Loaded<T> {
         current: None,
         refused: None,
         untimely: None,
+        generations: 0,
     };
+
+    /// Of a source that has had this many generations before.
+    fn after(generations: Option<u64>) -> Self {
+        Self {
+            generations: generations.unwrap_or(0),
+            ..Self::EMPTY
+        }
+    }
 
     pub(crate) fn current(&self) -> Option<&Good<T>> {
         self.current.as_ref()
@@ -92,17 +117,34 @@ impl<T> Loaded<T> {
         self.refused.as_ref().map(|refused| &refused.why)
     }
 
-    fn judge(&mut self, parsed: Result<T, Explained>, now: i64) -> Result<u64, Explained> {
+    /// `digest` is that of the bytes, if equal bytes are the same generation.
+    fn judge(
+        &mut self,
+        parsed: Result<T, Explained>,
+        digest: Digest,
+        occasion: Occasion,
+        now: i64,
+    ) -> Result<Taken, Explained> {
         match parsed {
             Ok(value) => {
-                let generation = self.current.as_ref().map_or(0, |good| good.generation) + 1;
+                // The clock may have changed what follows from the same bytes.
+                if let Some(current) = &self.current
+                    && current.digest == digest
+                    && occasion == Occasion::News
+                {
+                    self.refused = None;
+                    return Ok(Taken::Same(current.generation));
+                }
+                self.generations += 1;
+                let generation = self.generations;
                 self.current = Some(Good {
                     value: Arc::new(value),
                     generation,
                     loaded_at: now,
+                    digest,
                 });
                 self.refused = None;
-                Ok(generation)
+                Ok(Taken::New(generation))
             }
             Err(why) if why.reason == Reason::KeyMismatch => {
                 let since = self
@@ -245,6 +287,7 @@ impl Credentials {
         occasion: Occasion,
     ) -> Option<Judged> {
         let seconds = seconds(now);
+        let digest = source::digest(&reading.material);
         let (verdict, warnings) = match &reading.key {
             SourceKey::Config(_) => return None,
             SourceKey::Identity(source) => {
@@ -256,7 +299,7 @@ impl Credentials {
                 let loaded = self
                     .identities
                     .entry(source.clone())
-                    .or_insert(Loaded::EMPTY);
+                    .or_insert_with(|| Loaded::after(self.forgotten.remove(&reading.key)));
                 if occasion == Occasion::Time && loaded.is_refused_like(&parsed) {
                     return None;
                 }
@@ -264,7 +307,7 @@ impl Credentials {
                     if matches!(why.reason, Reason::NotYetValid | Reason::Expired));
                 loaded.untimely = untimely.then(|| reading.clone());
                 let warnings = parsed.as_ref().map_or(Vec::new(), |it| it.warnings.clone());
-                (loaded.judge(parsed, seconds), warnings)
+                (loaded.judge(parsed, digest, occasion, seconds), warnings)
             }
             SourceKey::Trust(source) => {
                 let parsed = match &reading.material {
@@ -272,7 +315,10 @@ impl Credentials {
                     Ok(Material::Identity(_) | Material::Config(_)) => Err(mixed_up()),
                     Err(why) => Err(why.clone()),
                 };
-                let loaded = self.trusts.entry(source.clone()).or_insert(Loaded::EMPTY);
+                let loaded = self
+                    .trusts
+                    .entry(source.clone())
+                    .or_insert_with(|| Loaded::after(self.forgotten.remove(&reading.key)));
                 if occasion == Occasion::Time
                     && (loaded.is_refused_like(&parsed) || loaded.holds_as_many_anchors(&parsed))
                 {
@@ -284,14 +330,15 @@ impl Credentials {
                 };
                 loaded.untimely = untimely.then(|| reading.clone());
                 let left_out = parsed.as_ref().map_or(Vec::new(), |it| it.left_out.clone());
-                (loaded.judge(parsed, seconds), left_out)
+                (loaded.judge(parsed, digest, occasion, seconds), left_out)
             }
         };
         let verdict = match verdict {
-            Ok(generation) => Verdict::Published {
+            Ok(Taken::New(generation)) => Verdict::Published {
                 generation,
                 warnings,
             },
+            Ok(Taken::Same(generation)) => Verdict::Restored { generation },
             Err(why) => Verdict::Refused(why),
         };
         Some(Judged {
@@ -322,25 +369,21 @@ impl Credentials {
             .min()
     }
 
-    /// Forgets sources that are no longer named.
+    /// Forgets sources that are no longer named, but for how many generations they have had.
     pub(crate) fn keep_only(&mut self, sources: &SourceSet) {
-        let identities: BTreeSet<_> = sources
-            .iter()
-            .filter_map(|key| match key {
-                SourceKey::Identity(source) => Some(source),
-                SourceKey::Config(_) | SourceKey::Trust(_) => None,
-            })
-            .collect();
-        let trusts: BTreeSet<_> = sources
-            .iter()
-            .filter_map(|key| match key {
-                SourceKey::Trust(source) => Some(source),
-                SourceKey::Config(_) | SourceKey::Identity(_) => None,
-            })
-            .collect();
-        self.identities
-            .retain(|source, _| identities.contains(source));
-        self.trusts.retain(|source, _| trusts.contains(source));
+        let forgotten = &mut self.forgotten;
+        let mut keeps = |key: SourceKey, generations| {
+            let keep = sources.contains(&key);
+            if !keep {
+                forgotten.insert(key, generations);
+            }
+            keep
+        };
+        self.identities.retain(|source, loaded| {
+            keeps(SourceKey::Identity(source.clone()), loaded.generations)
+        });
+        self.trusts
+            .retain(|source, loaded| keeps(SourceKey::Trust(source.clone()), loaded.generations));
     }
 }
 

@@ -196,6 +196,10 @@ pub(super) fn log_judged(judged: &Judged, state: &State, trigger: Trigger) {
                 warn!(source, kind, "{warning}");
             }
         }
+        Verdict::Restored { generation } => info!(
+            source,
+            kind, trigger, generation, "what is in use lies in the files again"
+        ),
         Verdict::Refused(why) if why.reason == Reason::RotationInProgress => info!(
             source, kind, trigger, reason = %why.reason, detail = why.detail, hint = why.hint,
             "waiting for the other half of a rotation"

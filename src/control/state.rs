@@ -22,6 +22,9 @@ pub(crate) struct State {
     pub(crate) credentials: Credentials,
     /// By the listener's address: a listener *is* its address, whatever its service is called.
     routes: BTreeMap<Listen, Entry>,
+    /// What ends the connections of each service when its credentials are replaced, whatever else
+    /// has changed about the service since they began.
+    retirements: BTreeMap<ServiceName, Retirement>,
     provider: CryptoProvider,
     metrics: Arc<Metrics>,
 }
@@ -31,6 +34,13 @@ pub(crate) struct State {
 struct Entry {
     route: Arc<Route>,
     basis: Basis,
+}
+
+/// Cancels a token once the service has other credentials than those of `basis`.
+#[derive(Debug)]
+struct Retirement {
+    basis: Basis,
+    token: CancellationToken,
 }
 
 /// What a route was built from: while it is equal, the route stays.
@@ -73,6 +83,7 @@ impl State {
             config,
             credentials,
             routes: BTreeMap::new(),
+            retirements: BTreeMap::new(),
             provider,
             metrics,
         }
@@ -108,6 +119,8 @@ impl State {
         self.credentials.keep_only(&sources);
         let wanted: BTreeSet<Listen> = config.services.values().map(address).collect();
         self.routes.retain(|listen, _| wanted.contains(listen));
+        self.retirements
+            .retain(|name, _| config.services.contains_key(name));
         self.config = config;
     }
 
@@ -129,19 +142,27 @@ impl State {
                 .values()
                 .find(|entry| entry.basis.speaks_the_same_tls(&basis))
                 .map(|entry| &entry.route);
-            let Ok((tls, retired)) = self.tls(service, same_tls) else {
+            let Ok(tls) = self.tls(service, same_tls) else {
                 continue;
             };
+            let retired = match self.retirements.get(&service.name) {
+                Some(now) if !now.basis.credentials_differ(&basis) => now.token.clone(),
+                before => {
+                    // What served until now was replaced for its credentials' sake, and says so
+                    // to the connections that it has.
+                    if let Some(before) = before {
+                        before.token.cancel();
+                    }
+                    let token = CancellationToken::new();
+                    let retirement = Retirement {
+                        basis: basis.clone(),
+                        token: token.clone(),
+                    };
+                    self.retirements.insert(service.name.clone(), retirement);
+                    token
+                }
+            };
             let route = Arc::new(self.route(service, tls, retired));
-            // What served here before was replaced for its credentials' sake, and says so to the
-            // connections that it has.
-            if let Some(old) = old
-                && !old.basis.speaks_the_same_tls(&basis)
-                && old.basis.service.name == basis.service.name
-                && old.basis.credentials_differ(&basis)
-            {
-                old.route.retired.cancel();
-            }
             changed.push((listen.clone(), Arc::clone(&route)));
             self.routes.insert(listen, Entry { route, basis });
         }
@@ -222,15 +243,15 @@ impl State {
         })
     }
 
-    /// The TLS configuration for a service, with the token that retires it. It goes on, with the
-    /// sessions that can be resumed, where neither policy nor credentials have changed.
+    /// The TLS configuration for a service. It goes on, with the sessions that can be resumed,
+    /// where neither policy nor credentials have changed.
     fn tls(
         &self,
         service: &Service,
         same: Option<&Arc<Route>>,
-    ) -> Result<(Arc<ClientConfig>, CancellationToken), Explained> {
+    ) -> Result<Arc<ClientConfig>, Explained> {
         if let Some(route) = same {
-            return Ok((Arc::clone(&route.tls), route.retired.clone()));
+            return Ok(Arc::clone(&route.tls));
         }
         let identity = service
             .identity
@@ -240,13 +261,12 @@ impl State {
             .trust
             .as_ref()
             .and_then(|it| self.credentials.trust(it).current());
-        let config = client_config(
+        client_config(
             &service.tls,
             identity.map(|good| &*good.value),
             trust.map(|good| &good.value),
             &self.provider,
-        )?;
-        Ok((config, CancellationToken::new()))
+        )
     }
 
     fn route(

@@ -54,6 +54,18 @@ impl Buffered {
         }
     }
 
+    /// rustls' input buffer grows to a whole record (18 KiB) and shrinks only when the next read
+    /// begins, which for an idle connection may be never.
+    fn give_back_memory(&mut self) {
+        struct NothingYet;
+        impl io::Read for NothingYet {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+        }
+        let _ = self.connection.read_tls(&mut NothingYet);
+    }
+
     fn drain_plaintext(&mut self, plain: &mut [u8]) -> usize {
         let mut len = 0;
         while len < plain.len() {
@@ -91,6 +103,7 @@ impl Session for Buffered {
                 Err(error) => return (len, Err(error)),
             }
             if wire.is_empty() || self.peer_closed {
+                self.give_back_memory();
                 return (len, Ok(()));
             }
         }

@@ -165,6 +165,45 @@ fn a_change_that_is_not_about_tls_keeps_the_sessions_and_retires_nobody() {
 }
 
 #[test]
+fn a_rotation_also_retires_connections_from_before_a_change_of_policy_and_address() {
+    let ca = Ca::new("CA");
+    let mut state = state();
+    state.commit(config(&[("a", 1, "a", "")]));
+    give(&mut state, &[trust(&ca), identity("a", &ca.client())]);
+    let before = state.rebuild().remove(0).1;
+    let mut changed = config(&[("a", 2, "a", "")]);
+    for service in changed.services.values_mut() {
+        service.tls.alpn = vec!["http/1.1".to_owned()];
+    }
+    state.commit(changed);
+    let after = state.rebuild().remove(0).1;
+    assert!(!Arc::ptr_eq(&before.tls, &after.tls));
+    assert!(!before.retired.is_cancelled());
+    give(&mut state, &[identity("a", &ca.client())]);
+    state.rebuild();
+    assert!(after.retired.is_cancelled());
+    assert!(before.retired.is_cancelled());
+}
+
+#[test]
+fn a_source_that_comes_back_with_another_certificate_is_not_taken_for_the_old_one() {
+    let ca = Ca::new("CA");
+    let mut state = state();
+    state.commit(config(&[("a", 1, "a", "")]));
+    give(&mut state, &[trust(&ca), identity("a", &ca.client())]);
+    let before = state.rebuild().remove(0).1;
+    // The files of the other identity are not there: the old route serves on.
+    state.commit(config(&[("a", 1, "not-there-yet", "")]));
+    state.rebuild();
+    // Back again; meanwhile nobody watched the files, and the certificate was renewed.
+    give(&mut state, &[identity("a", &ca.client())]);
+    state.commit(config(&[("a", 1, "a", "")]));
+    let after = state.rebuild();
+    assert_eq!(after.len(), 1, "the renewed certificate is in use");
+    assert_ne!(before.identity, after[0].1.identity);
+}
+
+#[test]
 fn two_services_with_one_certificate_have_sessions_of_their_own() {
     let ca = Ca::new("CA");
     let mut state = state();
@@ -311,6 +350,30 @@ fn a_ca_ahead_of_its_time_joins_the_others_when_its_time_has_come() {
     assert_eq!(anchors(&state), (1, 1), "no news, no generation");
     state.credentials.judge_again(unix(start), &provider());
     assert_eq!(anchors(&state), (2, 2));
+}
+
+#[test]
+fn the_same_bytes_after_a_broken_write_are_the_same_generation() {
+    let ca = Ca::new("CA");
+    let mut state = state();
+    state.commit(config(&[("a", 1, "a", "on_rotation = \"drain\"")]));
+    let leaf = ca.client();
+    give(&mut state, &[trust(&ca), identity("a", &leaf)]);
+    let route = state.rebuild().remove(0).1;
+    let broken = Explained::new(Reason::IdentityMissing, "gone for a moment");
+    let reading = Reading {
+        key: identity_key("a"),
+        material: Err(broken),
+    };
+    give(&mut state, &[reading]);
+    let verdicts = give(&mut state, &[identity("a", &leaf)]);
+    assert_eq!(verdicts, [Verdict::Restored { generation: 1 }]);
+    assert!(state.rebuild().is_empty());
+    assert!(!route.retired.is_cancelled(), "nothing was rotated");
+    let SourceKey::Identity(source) = identity_key("a") else {
+        unreachable!()
+    };
+    assert_eq!(state.credentials.identity(&source).refused(), None);
 }
 
 #[test]
