@@ -265,12 +265,12 @@ impl Stage<'_> {
                     running: &started.running,
                     upstream: &started.upstream,
                 };
-                let before = machine::reference()?;
+                let before = machine::plain_copy()?;
                 let sample = workload.round(&world, self.options.quick).await?;
-                let after = machine::reference()?;
+                let after = machine::plain_copy()?;
                 series.rounds.push(Round {
                     sample,
-                    reference: before.max(after),
+                    plain_copy: before.max(after),
                     load: machine::load(),
                 });
             }

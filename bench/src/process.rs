@@ -32,6 +32,11 @@ impl Processes {
         Ok(Self(found))
     }
 
+    /// This process alone.
+    pub(crate) fn myself() -> Self {
+        Self(vec![std::process::id()])
+    }
+
     /// User and system time so far, also of threads that have ended. Whole ticks of 10 ms.
     ///
     /// Not the sum of `task/*/schedstat`, which is finer but forgets ended threads: a proxy with

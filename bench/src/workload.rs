@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::process::Processes;
 use crate::proxy::Running;
 use crate::upstream::Upstream;
 
@@ -40,6 +41,8 @@ pub(crate) struct Sample {
     pub(crate) wall: Duration,
     /// How long the proxy's threads waited for their CPU.
     pub(crate) waited: Duration,
+    /// CPU time of generator and upstream, which share one CPU.
+    pub(crate) generator: Duration,
     /// Handshakes that the upstream saw, and how many of them it resumed.
     pub(crate) handshakes: u64,
     pub(crate) resumed: u64,
@@ -139,6 +142,8 @@ async fn metered(
     let handshakes = world.upstream.handshakes();
     let waited = processes.waited()?;
     let cpu = processes.cpu()?;
+    let bench = Processes::myself();
+    let generator = bench.cpu()?;
     let began = Instant::now();
     work.await?;
     let wall = began.elapsed();
@@ -156,6 +161,7 @@ async fn metered(
         cpu,
         wall,
         waited,
+        generator: bench.cpu()? - generator,
         handshakes: handshakes.done(),
         resumed: handshakes.resumed,
     })

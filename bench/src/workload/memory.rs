@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::bulk;
 use super::{Sample, World};
+use crate::process::Processes;
 use crate::upstream::Handshakes;
 
 /// What [`round`] reports. KB are 1,000 bytes and MB 1,000,000.
@@ -42,6 +43,8 @@ pub(super) async fn round(world: &World<'_>) -> io::Result<Sample> {
     let began = Instant::now();
     let (cpu, waited) = (processes.cpu()?, processes.waited()?);
     let handshakes = world.upstream.handshakes();
+    let bench = Processes::myself();
+    let generator = bench.cpu()?;
 
     let none = settled(world).await?;
     let mut streams = Vec::new();
@@ -62,6 +65,7 @@ pub(super) async fn round(world: &World<'_>) -> io::Result<Sample> {
         cpu: processes.cpu()? - cpu,
         wall: began.elapsed(),
         waited: processes.waited()?.saturating_sub(waited),
+        generator: bench.cpu()? - generator,
         handshakes: handshakes.done(),
         resumed: handshakes.resumed,
     })
