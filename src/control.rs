@@ -35,6 +35,7 @@ use crate::source::{
 };
 use crate::status::{ConfigStatus, ProcessState, ServiceState, Status};
 use crate::telemetry;
+use crate::unix_socket;
 
 mod credentials;
 mod endpoints;
@@ -101,7 +102,7 @@ enum Listener {
     /// Waits for a route (`None`), or could not listen.
     Bound(Box<Bound>, Option<Explained>),
     Serving {
-        routes: watch::Sender<Arc<Route>>,
+        routes: watch::Sender<Option<Arc<Route>>>,
         stop: CancellationToken,
         task: JoinHandle<()>,
     },
@@ -473,6 +474,7 @@ impl Control {
             let _ = self.setup.log.set_filter(&config.log.filter);
         }
         self.judge(readings, Trigger::Start);
+        self.change_modes(&config);
         self.state.commit(config);
         for listen in &plan.close {
             if let Some(listener) = self.listeners.remove(listen) {
@@ -500,8 +502,27 @@ impl Control {
         changes
     }
 
+    /// Gives the unix sockets that stay the modes that they have in `config`. A mode that is no
+    /// longer given stays as it is.
+    fn change_modes(&self, config: &Config) {
+        for service in config.services.values() {
+            let Listen::Unix {
+                path,
+                mode: Some(mode),
+            } = &service.listen
+            else {
+                continue;
+            };
+            let of_old = |old: &crate::config::Service| old.listen == service.listen;
+            let held = self.listeners.contains_key(&address(service));
+            if held && !self.state.config.services.values().any(of_old) {
+                unix_socket::set_mode(path, *mode);
+            }
+        }
+    }
+
     /// Hands every changed route to its listener, and lets listeners that have their first one
-    /// begin.
+    /// begin. A listener whose old route may not serve on refuses callers.
     fn publish_routes(&mut self) {
         for (listen, route) in self.state.rebuild() {
             let Some(listener) = self.listeners.remove(&listen) else {
@@ -509,12 +530,17 @@ impl Control {
             };
             let listener = match listener {
                 Listener::Serving { routes, stop, task } => {
-                    routes.send_replace(route);
+                    routes.send_replace(Some(route));
                     Listener::Serving { routes, stop, task }
                 }
                 Listener::Bound(bound, _) => self.begin(*bound, route),
             };
             self.listeners.insert(listen, listener);
+        }
+        for listen in self.state.withdraw() {
+            if let Some(Listener::Serving { routes, .. }) = self.listeners.get(&listen) {
+                routes.send_replace(None);
+            }
         }
     }
 
@@ -522,7 +548,7 @@ impl Control {
         let service = route.service.clone();
         match bound.listen() {
             Ok(listening) => {
-                let (routes, receiver) = watch::channel(route);
+                let (routes, receiver) = watch::channel(Some(route));
                 let stop = CancellationToken::new();
                 let shutdown = self.setup.shutdown.clone();
                 let serving = listening.serve(

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
+use tracing::warn;
 
 /// A socket's file; removed when this is dropped, unless another program's is there by then.
 #[derive(Debug)]
@@ -40,6 +41,15 @@ pub(crate) fn bind(path: &Path, mode: Option<u32>) -> Result<(Socket, SocketFile
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(in_words)?;
     }
     Ok((socket, file))
+}
+
+/// Changes the mode of a socket that stays. A failure is reported and changes nothing: whoever
+/// was let in before still is.
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    if let Err(error) = fs::set_permissions(path, fs::Permissions::from_mode(mode)) {
+        warn!(path = %path.display(), mode = format!("{mode:04o}"), %error,
+            "cannot change the mode of a socket");
+    }
 }
 
 /// Removes the file at `path` if it is a socket on which nobody listens.

@@ -12,6 +12,7 @@ use crate::config::{Admin, Listen};
 use crate::failure::Explained;
 use crate::metrics::Metrics;
 use crate::status::Status;
+use crate::unix_socket;
 
 /// The running endpoints.
 pub(super) struct Endpoints {
@@ -34,6 +35,8 @@ pub(super) struct Prepared {
 
 enum Step {
     Keep,
+    /// The same unix socket with another mode.
+    Mode(Listen),
     Close,
     Open(Listen, Bound),
 }
@@ -82,6 +85,16 @@ impl Endpoints {
     fn carry_out(&self, step: Step, old: Option<Running>) -> Option<Running> {
         let new = match step {
             Step::Keep => return old,
+            Step::Mode(listen) => {
+                if let Listen::Unix {
+                    path,
+                    mode: Some(mode),
+                } = &listen
+                {
+                    unix_socket::set_mode(path, *mode);
+                }
+                return old.map(|old| Running { listen, ..old });
+            }
             Step::Close => None,
             Step::Open(listen, bound) => {
                 let stop = CancellationToken::new();
@@ -114,7 +127,14 @@ fn step(
     match (running, wanted) {
         (None, None) => Ok(Step::Keep),
         (Some(running), Some(wanted)) if running.listen == *wanted => Ok(Step::Keep),
+        (Some(running), Some(wanted)) if same_socket(&running.listen, wanted) => {
+            Ok(Step::Mode(wanted.clone()))
+        }
         (Some(_), None) => Ok(Step::Close),
         (_, Some(wanted)) => Ok(Step::Open(wanted.clone(), Bound::bind(wanted, surface)?)),
     }
+}
+
+fn same_socket(one: &Listen, other: &Listen) -> bool {
+    matches!((one, other), (Listen::Unix { path: one, .. }, Listen::Unix { path: other, .. }) if one == other)
 }

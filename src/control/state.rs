@@ -9,7 +9,7 @@ use rustls::crypto::CryptoProvider;
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
-use crate::config::{Config, Listen, OnRotation, Service, ServiceName};
+use crate::config::{Config, Listen, OnRotation, Service, ServiceName, Verify};
 use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
 use crate::route::{Presented, Route};
@@ -169,6 +169,21 @@ impl State {
         changed
     }
 
+    /// Gives up routes that may not stand in for the service that is configured at their address
+    /// now, and that [`Self::rebuild`] could not replace. Returns their addresses.
+    pub(crate) fn withdraw(&mut self) -> Vec<Listen> {
+        let mut withdrawn = Vec::new();
+        for service in self.config.services.values() {
+            let listen = address(service);
+            let stands_in = |entry: &Entry| stands_in_for(&entry.basis.service, service);
+            if self.routes.get(&listen).is_some_and(|old| !stands_in(old)) {
+                self.routes.remove(&listen);
+                withdrawn.push(listen);
+            }
+        }
+        withdrawn
+    }
+
     /// The route in force at an address.
     pub(crate) fn route_at(&self, listen: &Listen) -> Option<Arc<Route>> {
         self.routes
@@ -320,6 +335,20 @@ impl Basis {
             || self.service.identity != other.service.identity
             || self.service.trust != other.service.trust
     }
+}
+
+/// Whether callers may be served as `old` says while `new` waits for its credentials: not where
+/// that is another service, and not where `new` promises what `old` does not (an identity, a
+/// verified server).
+fn stands_in_for(old: &Service, new: &Service) -> bool {
+    let strictness = |verify| match verify {
+        Verify::None => 0,
+        Verify::Chain => 1,
+        Verify::Full => 2,
+    };
+    old.name == new.name
+        && (old.identity.is_some() || new.identity.is_none())
+        && strictness(old.tls.verify) >= strictness(new.tls.verify)
 }
 
 fn not_built() -> Explained {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -117,13 +117,14 @@ pub(crate) struct Listening(Bound);
 impl Listening {
     /// Accepts callers and serves each with the route that is current then, until `stop` (or the
     /// process's drain); then takes those that the kernel had already let in, and closes.
-    /// Connections go on after that as tasks of `shutdown`.
+    /// Connections go on after that as tasks of `shutdown`. While there is no route, callers are
+    /// reset.
     ///
     /// # Errors
     /// If the runtime cannot take the socket.
     pub(crate) async fn serve(
         self,
-        routes: watch::Receiver<Arc<Route>>,
+        routes: watch::Receiver<Option<Arc<Route>>>,
         resolver: Arc<Resolver>,
         shutdown: Shutdown,
         stop: CancellationToken,
@@ -133,17 +134,20 @@ impl Listening {
             socket,
             file,
         }) = self;
+        let keepalive = routes.borrow().as_ref().and_then(|route| route.keepalive);
         let mut desk = Desk {
             routes,
             resolver,
             shutdown,
             slots: Arc::default(),
+            keepalive,
         };
         if file.is_some() {
             desk.serve(&UnixListener::from_std(socket.into())?, &stop)
                 .await;
         } else {
-            if let Some(idle) = desk.routes.borrow().keepalive {
+            // Accepted sockets inherit it too.
+            if let Some(idle) = keepalive {
                 socket.set_tcp_keepalive(&keepalive_after(idle))?;
             }
             desk.serve(&TcpListener::from_std(socket.into())?, &stop)
@@ -158,6 +162,9 @@ trait Accept {
     type Stream: Caller + 'static;
 
     async fn accept(&self) -> io::Result<(Self::Stream, CallerAddress)>;
+
+    /// Changes keep-alive probes from what the listener gave to the stream.
+    fn set_keepalive(stream: &Self::Stream, idle: Option<Duration>) -> io::Result<()>;
 }
 
 impl Accept for TcpListener {
@@ -166,6 +173,14 @@ impl Accept for TcpListener {
     async fn accept(&self) -> io::Result<(TcpStream, CallerAddress)> {
         let (stream, address) = Self::accept(self).await?;
         Ok((stream, CallerAddress::Tcp(address)))
+    }
+
+    fn set_keepalive(stream: &TcpStream, idle: Option<Duration>) -> io::Result<()> {
+        let socket = SockRef::from(stream);
+        match idle {
+            Some(idle) => socket.set_tcp_keepalive(&keepalive_after(idle)),
+            None => socket.set_keepalive(false),
+        }
     }
 }
 
@@ -182,14 +197,21 @@ impl Accept for UnixListener {
         };
         Ok((stream, address))
     }
+
+    /// A unix socket needs none: its kernel knows both ends.
+    fn set_keepalive(_: &UnixStream, _: Option<Duration>) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Where callers of one listener are received.
 struct Desk {
-    routes: watch::Receiver<Arc<Route>>,
+    routes: watch::Receiver<Option<Arc<Route>>>,
     resolver: Arc<Resolver>,
     shutdown: Shutdown,
     slots: Arc<Slots>,
+    /// What accepted sockets inherit from the listener.
+    keepalive: Option<Duration>,
 }
 
 impl Desk {
@@ -208,12 +230,14 @@ impl Desk {
                 biased;
                 () = stop.cancelled() => break,
                 () = drain.cancelled() => break,
+                // The limit may be lower now: the slot is given back and asked for again.
+                () = changed(&mut self.routes) => continue,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, address)) => {
                     pause = FIRST_PAUSE;
-                    self.receive(stream, address, slot);
+                    self.receive::<L>(stream, address, slot);
                 }
                 Err(error) if is_of_one_caller(&error) => {}
                 Err(error) => {
@@ -234,7 +258,9 @@ impl Desk {
             tokio::select! {
                 biased;
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) => self.receive(stream, address, self.slots.take()),
+                    Ok((stream, address)) => {
+                        self.receive::<L>(stream, address, self.slots.take());
+                    }
                     Err(error) if is_of_one_caller(&error) => {}
                     Err(_) => break,
                 },
@@ -246,23 +272,27 @@ impl Desk {
     /// Waits until the current route's `max_connections` leaves room for one more.
     async fn slot(&mut self) -> Slot {
         loop {
-            let max = self.routes.borrow_and_update().max_connections;
+            let max = self
+                .routes
+                .borrow_and_update()
+                .as_ref()
+                .and_then(|route| route.max_connections);
             let freed = self.slots.freed.notified();
             if max.is_none_or(|max| self.slots.open.load(Ordering::Relaxed) < max) {
                 return self.slots.take();
             }
             tokio::select! {
                 () = freed => {}
-                changed = self.routes.changed() => if changed.is_err() {
-                    // Control is gone; the drain token ends this listener.
-                    std::future::pending::<()>().await;
-                },
+                () = changed(&mut self.routes) => {}
             }
         }
     }
 
-    fn receive<C: Caller + 'static>(&self, stream: C, address: CallerAddress, slot: Slot) {
-        let route = Arc::clone(&self.routes.borrow());
+    fn receive<L: Accept>(&self, stream: L::Stream, address: CallerAddress, slot: Slot) {
+        let Some(route) = self.routes.borrow().clone() else {
+            stream.reset_on_close();
+            return;
+        };
         let open = route.metrics.opened();
         if !admits(&route.callers, &address) {
             stream.reset_on_close();
@@ -279,6 +309,10 @@ impl Desk {
                 reason = %failure.why.reason, detail = failure.why.detail,
                 hint = failure.why.hint, "caller refused");
             return;
+        }
+        if route.keepalive != self.keepalive {
+            // A socket that was just accepted takes it; without it, it would still be right.
+            let _ = L::set_keepalive(&stream, route.keepalive);
         }
         let resolver = Arc::clone(&self.resolver);
         let abort = self.shutdown.abort().clone();
@@ -305,10 +339,21 @@ impl Desk {
         };
         let failure = Failure::new(Phase::Accept, Side::Local, reason, error.to_string());
         let route = self.routes.borrow();
-        route.metrics.ended(Err(&failure), clock::unix_seconds());
-        warn!(service = %route.service, phase = "accept", side = "local", reason = %reason,
+        if let Some(route) = &*route {
+            route.metrics.ended(Err(&failure), clock::unix_seconds());
+        }
+        let service = route.as_ref().map(|route| route.service.as_str());
+        warn!(service, phase = "accept", side = "local", reason = %reason,
             detail = failure.why.detail, hint = failure.why.hint,
             pause_ms = pause.as_millis() as u64, "cannot accept; callers wait in the backlog");
+    }
+}
+
+/// Resolves when there is a route that was not looked at yet, or none any more.
+async fn changed(routes: &mut watch::Receiver<Option<Arc<Route>>>) {
+    if routes.changed().await.is_err() {
+        // Control is gone; the drain token ends this listener.
+        std::future::pending::<()>().await;
     }
 }
 

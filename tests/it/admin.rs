@@ -209,3 +209,22 @@ async fn public_listen_has_health_and_metrics_and_nothing_else() {
         );
     }
 }
+
+#[tokio::test]
+async fn the_mode_of_the_admin_socket_changes_with_the_configuration() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let files = pki.identity_files(NAME, &pki.client(NAME));
+    let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
+    let path = pki.path("admin.sock");
+    let config = Config::of([service]).admin(&format!("unix:{}", path.display()));
+    let proxy = Proxy::start(&pki, &config).await;
+    let text = config.render();
+    let wanted = text.replace("admin.sock", "admin.sock?mode=0640");
+    proxy.write_config_text(&wanted);
+    let answer = proxy.reload().await;
+    assert_eq!(answer.code, 200, "{answer:?}");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}

@@ -85,3 +85,25 @@ async fn while_draining_the_process_is_alive_but_not_ready() {
     assert_eq!(scene.proxy.get("/livez").await.code, 200);
     assert_eq!(scene.proxy.status().await["state"], "stopping");
 }
+
+#[tokio::test]
+async fn all_callers_that_the_kernel_has_let_in_are_served_before_the_listener_closes() {
+    const WAITING: usize = 300;
+    let mut scene = Scene::shaped(Behaviour::Identify, |service| {
+        service.set("max_connections", "1")
+    })
+    .await;
+    let (first, _) = scene.introduce().await;
+    let mut waiting = Vec::new();
+    for _ in 0..WAITING {
+        waiting.push(scene.call().await);
+    }
+    scene.proxy.signal(Signal::TERM);
+    for (n, caller) in waiting.iter_mut().enumerate() {
+        if let Err(error) = caller.try_line().await {
+            panic!("caller {n} was let in and not served: {error}");
+        }
+    }
+    drop((first, waiting));
+    assert_eq!(scene.proxy.exit().await.code(), Some(0));
+}

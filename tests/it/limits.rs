@@ -36,6 +36,26 @@ async fn a_caller_beyond_max_connections_waits_in_the_backlog_and_is_served_late
 }
 
 #[tokio::test]
+async fn a_lowered_limit_counts_for_the_very_next_caller() {
+    let scene = Scene::shaped(Behaviour::Identify, |service| {
+        service.set("max_connections", "3")
+    })
+    .await;
+    let (mut first, _) = scene.introduce().await;
+    let (_second, _) = scene.introduce().await;
+    let lowered = scene.service.clone().set("max_connections", "2");
+    scene
+        .proxy
+        .adopt(&scene.config.with_services([lowered]))
+        .await;
+    let mark = scene.upstream.mark();
+    let _third = scene.call().await; // the kernel takes it
+    first.echo(b"the proxy has had its turn").await;
+    assert_eq!(scene.proxy.counter(NAME, "open").await, 2);
+    assert_eq!(scene.upstream.mark(), mark);
+}
+
+#[tokio::test]
 async fn a_caller_outside_allow_callers_is_reset_and_nothing_is_dialled() {
     let scene = Scene::shaped(Behaviour::Identify, |service| {
         service.set("allow_callers", r#"["192.0.2.0/24"]"#)

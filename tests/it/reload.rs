@@ -353,3 +353,105 @@ async fn a_thousand_services_load_and_reload_within_a_second_of_cpu_each() {
     assert!(reloaded < limit, "reloading took {reloaded} s of CPU");
     visit(&services[999]).await;
 }
+
+#[tokio::test]
+async fn keepalive_that_is_switched_on_counts_for_later_callers() {
+    let town = Town::new().await;
+    let silent = town.service("one").text("keepalive", "off");
+    let config = Config::of([silent.clone()]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let (before, _) = introduce(&silent).await;
+    let probing = silent.clone().text("keepalive", "90s");
+    proxy.adopt(&config.with_services([probing])).await;
+    let (after, _) = introduce(&silent).await;
+    let (before, after) = (before.into_tcp(), after.into_tcp());
+    until("a keep-alive timer at the proxy's socket", async || {
+        has_keepalive_timer(&after).then_some(())
+    })
+    .await;
+    assert!(!has_keepalive_timer(&before));
+}
+
+/// Whether the other end of a connection within this machine waits to send a keep-alive probe:
+/// timer 2 in /proc/net/tcp, proc_pid_net(5).
+fn has_keepalive_timer(connection: &tokio::net::TcpStream) -> bool {
+    let hex = |address: std::net::SocketAddr| {
+        let std::net::IpAddr::V4(ip) = address.ip() else {
+            panic!("the tests use IPv4")
+        };
+        let number = u32::from_ne_bytes(ip.octets());
+        format!("{number:08X}:{:04X}", address.port())
+    };
+    let local = hex(connection.peer_addr().unwrap());
+    let remote = hex(connection.local_addr().unwrap());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let row = table
+        .lines()
+        .map(|row| row.split_whitespace().collect::<Vec<_>>())
+        .find(|row| row[1] == local && row[2] == remote)
+        .expect("the connection is in the table");
+    row[5].starts_with("02:")
+}
+
+#[tokio::test]
+async fn a_unix_sockets_mode_changes_with_the_configuration() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let town = Town::new().await;
+    let path = town.pki.path("one.sock");
+    let with_mode = |mode: &str| {
+        let listen = format!("unix:{}?mode={mode}", path.display());
+        town.service("one").listening_on(listen)
+    };
+    let config = Config::of([with_mode("0600")]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+    proxy
+        .adopt(&config.with_services([with_mode("0660")]))
+        .await;
+    assert_eq!(mode(), 0o660);
+    Caller::connect_unix(&path).await.line().await;
+}
+
+#[tokio::test]
+async fn a_removed_service_is_not_served_in_the_name_of_its_successor() {
+    let town = Town::new().await;
+    let old = town.service("old");
+    let config = Config::of([old.clone()]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let (mut open, _) = introduce(&old).await;
+    let files = town.pki.identity_files("new", &town.pki.client("new"));
+    std::fs::rename(&files.cert, town.pki.path("aside")).unwrap();
+    let new = Service::new("new", town.upstream.address(), &town.pki)
+        .identity(&files)
+        .listening_on(&old.listen);
+    proxy.adopt(&config.with_services([new.clone()])).await;
+    crate::support::net::is_reset(old.address()).await;
+    assert_eq!(proxy.service("new").await["state"], "waiting");
+    open.echo(b"as before").await;
+    std::fs::rename(town.pki.path("aside"), &files.cert).unwrap();
+    proxy
+        .wait_for_service("new", "the successor to be ready", |service| {
+            (service["state"] == "ready").then_some(())
+        })
+        .await;
+    assert_eq!(visit(&new).await.common_name, "new");
+}
+
+#[tokio::test]
+async fn a_service_that_comes_to_name_an_identity_no_longer_dials_without_one() {
+    let town = Town::new().await;
+    let named = town.service("one");
+    let nobody = named
+        .clone()
+        .without_tls("cert")
+        .without_tls("key")
+        .tls("client_auth", "false");
+    let config = Config::of([nobody]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let mark = town.upstream.mark();
+    std::fs::remove_file(town.pki.identity_files("one", &town.pki.client("one")).cert).unwrap();
+    proxy.adopt(&config.with_services([named.clone()])).await;
+    crate::support::net::is_reset(named.address()).await;
+    assert_eq!(town.upstream.mark(), mark, "nothing was dialled");
+}
