@@ -187,6 +187,9 @@ reasons! {
     /// The server knows no host of the name that we sent as SNI.
     UnrecognisedName = "unrecognised_name",
         "the server has no host of this name; check server_name, or set sni = false";
+    /// The server ended the connection in the middle of the handshake, without an alert.
+    ClosedInHandshake = "closed_in_handshake",
+        "the server closed before it had taken us and did not say why; its log does: suspect a client certificate that it wants, a name that it does not know, or a limit";
     /// The server sent an alert that no other reason covers.
     Alert = "alert",
         "the server ended TLS with the alert in the detail; its log says why";

@@ -166,7 +166,7 @@ async fn listen(
             return Err(Failure::new(
                 Phase::Handshake,
                 Side::Upstream,
-                Reason::Truncated,
+                Reason::ClosedInHandshake,
                 detail,
             ));
         }

@@ -65,8 +65,8 @@ pub(super) fn handshake_failed(
             format!("the connection broke during the handshake: {error}"),
         ),
         HandshakeError::Ended => upstream(
-            Reason::Truncated,
-            "the server closed the connection during the handshake without saying why".into(),
+            Reason::ClosedInHandshake,
+            "the server closed the connection during the handshake without an alert".into(),
         ),
         HandshakeError::NotTls(said) => upstream(
             Reason::NotTls,

@@ -617,6 +617,13 @@ async fn protocol_error_where_the_records_are_tls_and_the_messages_are_not() {
     refused_with(&scene, ["handshake", "upstream", "protocol_error"], "TLS").await;
 }
 
+#[tokio::test]
+async fn closed_in_handshake_where_the_server_ends_without_an_alert() {
+    let scene = Scene::new(Behaviour::Plain(Vec::new())).await;
+    let reason = ["handshake", "upstream", "closed_in_handshake"];
+    refused_with(&scene, reason, "its log does").await;
+}
+
 // === relay ===
 
 #[tokio::test]
