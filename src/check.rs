@@ -60,6 +60,9 @@ impl Report {
 
     /// For people: a table, then problems and warnings.
     pub(crate) fn text(&self) -> String {
+        if self.services.is_empty() {
+            return "the configuration is good; it has no services\n".to_owned();
+        }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
