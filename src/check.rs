@@ -11,6 +11,7 @@ use crate::config::{Config, Origin, Service};
 use crate::control::{State, source_name};
 use crate::failure::Explained;
 use crate::source::SourceKey;
+use crate::table;
 use crate::tls::client_config;
 use crate::tls::summary::CertificateSummary;
 
@@ -98,8 +99,7 @@ impl Report {
                 service.identity_set_in().to_owned(),
             ]);
         }
-        let mut text = table.trim_fmt();
-        text.push('\n');
+        let mut text = table::render(&table);
         for service in &self.services {
             for problem in &service.problems {
                 let _ = write!(
