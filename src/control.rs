@@ -695,6 +695,15 @@ fn parse(
         let detail = format!("{} is not UTF-8: {error}", path.display());
         bad(detail, "save the file as UTF-8 text")
     })?;
+    if text.trim().is_empty() {
+        // Cut short by a full disk, or by a writer that is not done: nobody means "no services"
+        // by it, and it must not end all of them.
+        let detail = format!("{} is empty", path.display());
+        return Err(bad(
+            detail,
+            "write the configuration; one without services needs a line such as [services]",
+        ));
+    }
     let config = Config::parse(text, path, environment)
         .map_err(|problems| Refused::by_problems(&problems))?;
     telemetry::check_filter(&config.log.filter)

@@ -110,6 +110,7 @@ async fn what_is_no_configuration_file_is_said_with_a_fix_and_the_exit_code_is_2
         (pki.path("nowhere.toml"), "does not exist"),
         (directory, "is a directory"),
         (not_text, "is not UTF-8"),
+        (pki.write("empty.toml", "\n"), "is empty"),
     ] {
         for command in ["run", "check"] {
             let output = with_file(&[command], &file).await;
