@@ -15,6 +15,9 @@ use crate::table;
 use crate::tls::client_config;
 use crate::tls::summary::CertificateSummary;
 
+/// How the names of variables begin that override the file.
+const VARIABLES: &str = "TLSWARD_";
+
 /// What a check found, service by service.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -59,7 +62,21 @@ impl Report {
             .all(|service| service.problems.is_empty())
     }
 
-    /// For people: a table, then problems and warnings.
+    /// What does not stand in the file: variable and key, and the services concerned.
+    fn set_by_environment(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
+        let mut set: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+        for service in &self.services {
+            for (key, origin) in &service.values {
+                if origin.starts_with(VARIABLES) {
+                    let services = set.entry((origin.as_str(), *key)).or_default();
+                    services.push(&service.service);
+                }
+            }
+        }
+        set
+    }
+
+    /// For people: a table, then what the environment sets, problems and warnings.
     pub(crate) fn text(&self) -> String {
         if self.services.is_empty() {
             return "the configuration is good; it has no services\n".to_owned();
@@ -100,6 +117,10 @@ impl Report {
             ]);
         }
         let mut text = table::render(&table);
+        for ((variable, key), services) in self.set_by_environment() {
+            let services = services.join(", ");
+            let _ = write!(text, "\n{variable} sets {key} of: {services}\n");
+        }
         for service in &self.services {
             for problem in &service.problems {
                 let _ = write!(

@@ -308,6 +308,23 @@ async fn check_shows_service_listener_upstream_and_certificate() {
 }
 
 #[tokio::test]
+async fn check_says_what_the_environment_sets() {
+    let (_pki, _upstream, _, file) = fine().await;
+    let output = clean_command()
+        .args(["check", "-c"])
+        .arg(&file)
+        .env("TLSWARD_TLS_VERIFY_DEPTH", "2")
+        .output()
+        .await
+        .unwrap();
+    let said = stdout(&output);
+    let words = format!("\nTLSWARD_TLS_VERIFY_DEPTH sets tls.verify_depth of: {NAME}\n");
+    assert!(said.contains(&words), "{said}");
+    let said = stdout(&with_file(&["check"], &file).await);
+    assert!(!said.contains("TLSWARD_"), "{said}");
+}
+
+#[tokio::test]
 async fn check_finds_a_certificate_that_would_not_load() {
     let (pki, upstream, ..) = fine().await;
     let expired = pki.root.client("old").expired().issue();
