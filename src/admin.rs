@@ -88,11 +88,24 @@ pub(crate) enum Change {
 pub(crate) struct CredentialReload {
     /// Where it is read from.
     pub source: String,
-    /// `ok`, `unchanged` or, where the last good one stays in use, a reason's word.
+    /// `ok`, `unchanged` or, where it was refused, a reason's word.
     pub result: String,
-    /// The particulars of a reason.
+    /// The services that use it.
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// Why it was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
+    pub refused: Option<CredentialRefusal>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CredentialRefusal {
+    /// The particulars of the reason.
+    pub detail: String,
+    /// What to do.
+    pub hint: String,
+    /// Whether an older one stays in use; if not, callers of its services are refused.
+    pub last_good_in_use: bool,
 }
 
 /// Names of services.
@@ -158,11 +171,14 @@ impl fmt::Display for ReloadReport {
         }
         for credential in &self.credentials {
             write!(f, "\n{}: {}", credential.source, credential.result)?;
-            if let Some(detail) = &credential.detail {
-                write!(f, ": {detail}")?;
-            }
-            if !credential.is_good() {
-                f.write_str(" (the last good one stays in use)")?;
+            if let Some(refused) = &credential.refused {
+                write!(f, ": {}", refused.detail)?;
+                let services = credential.services.join(", ");
+                match refused.last_good_in_use {
+                    true => write!(f, "\n  the last good one stays in use for: {services}")?,
+                    false => write!(f, "\n  nothing to use, callers are refused by: {services}")?,
+                }
+                write!(f, "\n  fix: {}", refused.hint)?;
             }
         }
         Ok(())
@@ -212,7 +228,8 @@ pub(crate) mod tests {
             credentials: vec![CredentialReload {
                 source: "certs/tls.crt".into(),
                 result: "unchanged".into(),
-                detail: None,
+                services: vec!["a".into()],
+                refused: None,
             }],
             services: ServiceChanges {
                 added: vec!["a".into(), "b".into()],
@@ -252,6 +269,42 @@ pub(crate) mod tests {
         };
         report.credentials[0].result = "key_mismatch".into();
         assert!(!ReloadOutcome::Applied(report).is_good());
+    }
+
+    #[test]
+    fn a_refused_credential_is_told_with_its_services_and_what_they_use_now() {
+        let ReloadOutcome::Applied(mut report) = applied() else {
+            unreachable!()
+        };
+        report.config = Change::Unchanged;
+        report.services = ServiceChanges::default();
+        report.credentials[0] = CredentialReload {
+            source: "certs/tls.crt".into(),
+            result: "expired".into(),
+            services: vec!["a".into(), "b".into()],
+            refused: Some(CredentialRefusal {
+                detail: "it expired yesterday".into(),
+                hint: "renew it".into(),
+                last_good_in_use: true,
+            }),
+        };
+        assert_eq!(
+            report.to_string(),
+            "configuration: unchanged\n\
+             certs/tls.crt: expired: it expired yesterday\n\
+             \x20 the last good one stays in use for: a, b\n\
+             \x20 fix: renew it"
+        );
+        report.credentials[0]
+            .refused
+            .as_mut()
+            .unwrap()
+            .last_good_in_use = false;
+        let text = report.to_string();
+        assert!(
+            text.contains("\n  nothing to use, callers are refused by: a, b\n"),
+            "{text}"
+        );
     }
 
     #[test]

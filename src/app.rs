@@ -2,7 +2,7 @@
 //! Decides nothing.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -82,7 +82,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     };
     let control = match Control::start(setup, reloads).await {
         Ok(control) => control,
-        Err(refused) => return refuse_to_start(&refused),
+        Err(refused) => return refuse_to_start(&refused, format),
     };
     let not_ready = control.not_ready();
     if strict && !not_ready.is_empty() {
@@ -134,16 +134,23 @@ async fn drain(shutdown: &Shutdown, timeout: Duration, stop: &mut Stop) -> bool 
     false
 }
 
-fn refuse_to_start(refused: &Refused) -> ExitCode {
+fn refuse_to_start(refused: &Refused, format: LogFormat) -> ExitCode {
     error!(reason = %refused.why.reason, detail = refused.why.detail, hint = refused.why.hint,
         "cannot start");
     for problem in &refused.problems {
-        eprintln!("{problem}\n");
+        match format {
+            // As the file's lines stand, which show where in a line it is.
+            LogFormat::Text => {
+                let _ = writeln!(std::io::stderr(), "{problem}\n");
+            }
+            // Whoever reads this expects nothing but JSON.
+            LogFormat::Json => error!(problem, "mistake"),
+        }
     }
-    ExitCode::from(if refused.why.reason == Reason::BadConfig {
-        BAD_CONFIGURATION
-    } else {
-        FAILED_TO_START
+    ExitCode::from(match refused.why.reason {
+        Reason::BindFailed | Reason::Internal => FAILED_TO_START,
+        // The file has mistakes, or cannot be read.
+        _ => BAD_CONFIGURATION,
     })
 }
 

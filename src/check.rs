@@ -11,8 +11,12 @@ use crate::config::{Config, Origin, Service};
 use crate::control::{State, source_name};
 use crate::failure::Explained;
 use crate::source::SourceKey;
+use crate::table;
 use crate::tls::client_config;
 use crate::tls::summary::CertificateSummary;
+
+/// How the names of variables begin that override the file.
+const VARIABLES: &str = "TLSWARD_";
 
 /// What a check found, service by service.
 #[derive(Debug, Serialize)]
@@ -58,8 +62,25 @@ impl Report {
             .all(|service| service.problems.is_empty())
     }
 
-    /// For people: a table, then problems and warnings.
+    /// What does not stand in the file: variable and key, and the services concerned.
+    fn set_by_environment(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
+        let mut set: BTreeMap<_, Vec<&str>> = BTreeMap::new();
+        for service in &self.services {
+            for (key, origin) in &service.values {
+                if origin.starts_with(VARIABLES) {
+                    let services = set.entry((origin.as_str(), *key)).or_default();
+                    services.push(&service.service);
+                }
+            }
+        }
+        set
+    }
+
+    /// For people: a table, then what the environment sets, problems and warnings.
     pub(crate) fn text(&self) -> String {
+        if self.services.is_empty() {
+            return "the configuration is good; it has no services\n".to_owned();
+        }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
@@ -95,8 +116,11 @@ impl Report {
                 service.identity_set_in().to_owned(),
             ]);
         }
-        let mut text = table.trim_fmt();
-        text.push('\n');
+        let mut text = table::render(&table);
+        for ((variable, key), services) in self.set_by_environment() {
+            let services = services.join(", ");
+            let _ = write!(text, "\n{variable} sets {key} of: {services}\n");
+        }
         for service in &self.services {
             for problem in &service.problems {
                 let _ = write!(

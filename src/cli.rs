@@ -1,7 +1,7 @@
 //! Arguments and subcommands. The only reader of the environment.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
@@ -205,13 +205,10 @@ async fn carry_out(command: Command) -> ExitCode {
             print(true, &schema, String::new, 0)
         }
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Arguments::command(),
-                "tlsward",
-                &mut std::io::stdout(),
-            );
-            ExitCode::SUCCESS
+            // Into memory first: the generator panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tlsward", &mut script);
+            put(&script, 0)
         }
     }
 }
@@ -357,27 +354,43 @@ fn print<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String, cod
     } else {
         text()
     };
-    // A reader that has gone (a pager that was quit) is no failure.
-    let _ = anstream::stdout().write_all(text.as_bytes());
-    ExitCode::from(code)
+    put(text.as_bytes(), code)
+}
+
+/// Writes to standard output. A reader that has gone (a pager that was quit) is no failure; a
+/// full disk is one.
+fn put(bytes: &[u8], code: u8) -> ExitCode {
+    let mut out = anstream::stdout();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            complain(FAILED_TO_START, &format!("standard output: {error}"))
+        }
+        Ok(()) | Err(_) => ExitCode::from(code),
+    }
 }
 
 fn refuse(refused: &Refused, json: bool) -> ExitCode {
     if json {
         return print(true, &refused.problems, String::new, BAD_CONFIGURATION);
     }
+    let mut text = String::new();
     for problem in &refused.problems {
-        eprintln!("{problem}\n");
+        text.push_str(&format!("{problem}\n\n"));
     }
     let count = refused.problems.len();
-    eprintln!(
-        "{count} mistake{} in the configuration",
-        if count == 1 { "" } else { "s" }
-    );
+    let plural = if count == 1 { "" } else { "s" };
+    text.push_str(&format!("{count} mistake{plural} in the configuration\n"));
+    tell(&text);
     ExitCode::from(BAD_CONFIGURATION)
 }
 
 fn complain(code: u8, why: &str) -> ExitCode {
-    eprintln!("tlsward: {why}");
+    tell(&format!("tlsward: {why}\n"));
     ExitCode::from(code)
+}
+
+/// Writes to standard error. Where that cannot be written, the exit code says what can be said;
+/// `eprintln!` would panic.
+fn tell(text: &str) {
+    let _ = anstream::stderr().write_all(text.as_bytes());
 }

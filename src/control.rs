@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{
-    Change, CredentialReload, ReloadOutcome, ReloadRefusal, ReloadReport, ReloadRequest,
-    ServiceChanges,
+    Change, CredentialRefusal, CredentialReload, ReloadOutcome, ReloadRefusal, ReloadReport,
+    ReloadRequest, ServiceChanges,
 };
 use crate::clock;
-use crate::config::{Config, Listen};
+use crate::config::{Config, Listen, Service};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
@@ -312,15 +312,21 @@ impl Control {
             .into_iter()
             .map(|key| {
                 let changed = judged.iter().any(|judged| judged.key == key);
-                let (result, detail) = match self.refusal(&key) {
-                    Some(why) => (why.reason.to_string(), Some(why.detail.clone())),
-                    None if changed => ("ok".to_owned(), None),
-                    None => ("unchanged".to_owned(), None),
+                let refused = self.refusal(&key);
+                let result = match refused {
+                    Some(why) => why.reason.as_str(),
+                    None if changed => "ok",
+                    None => "unchanged",
                 };
                 CredentialReload {
                     source: source_name(&key),
-                    result,
-                    detail,
+                    result: result.to_owned(),
+                    services: self.users_of(&key),
+                    refused: refused.map(|why| CredentialRefusal {
+                        detail: why.detail.clone(),
+                        hint: why.hint.to_owned(),
+                        last_good_in_use: self.state.credentials.is_in_use(&key),
+                    }),
                 }
             })
             .collect();
@@ -329,6 +335,17 @@ impl Control {
             credentials,
             services,
         })
+    }
+
+    /// The services that use a source.
+    fn users_of(&self, key: &SourceKey) -> Vec<String> {
+        let uses = |service: &&Service| match key {
+            SourceKey::Identity(source) => service.identity.as_ref() == Some(source),
+            SourceKey::Trust(source) => service.trust.as_ref() == Some(source),
+            SourceKey::Config(_) => false,
+        };
+        let services = self.state.config.services.values().filter(uses);
+        services.map(|service| service.name.to_string()).collect()
     }
 
     fn refusal(&self, key: &SourceKey) -> Option<&Explained> {
@@ -701,13 +718,32 @@ fn parse(
     path: &Path,
     environment: &BTreeMap<String, String>,
 ) -> Result<Config, Refused> {
-    let text = text.as_ref().map_err(|why| Refused::of(why.clone()))?;
-    let bad = |detail: String| Refused::of(Explained::new(Reason::BadConfig, detail));
-    let text = std::str::from_utf8(&text.bytes)
-        .map_err(|error| bad(format!("{} is not UTF-8: {error}", path.display())))?;
+    let text = text.as_ref().map_err(|why| {
+        let fix = match why.reason {
+            Reason::BadConfig => "name the configuration file with -c FILE, or put it there",
+            _ => why.hint,
+        };
+        Refused::of(why.clone(), fix)
+    })?;
+    let bad =
+        |detail: String, fix: &str| Refused::of(Explained::new(Reason::BadConfig, detail), fix);
+    let text = std::str::from_utf8(&text.bytes).map_err(|error| {
+        let detail = format!("{} is not UTF-8: {error}", path.display());
+        bad(detail, "save the file as UTF-8 text")
+    })?;
+    if text.trim().is_empty() {
+        // Cut short by a full disk, or by a writer that is not done: nobody means "no services"
+        // by it, and it must not end all of them.
+        let detail = format!("{} is empty", path.display());
+        return Err(bad(
+            detail,
+            "write the configuration; one without services needs a line such as [services]",
+        ));
+    }
     let config = Config::parse(text, path, environment)
         .map_err(|problems| Refused::by_problems(&problems))?;
-    telemetry::check_filter(&config.log.filter).map_err(|error| bad(error.to_string()))?;
+    telemetry::check_filter(&config.log.filter)
+        .map_err(|error| bad(error.to_string(), "correct log.filter"))?;
     Ok(config)
 }
 
@@ -717,8 +753,8 @@ struct Prepared {
 }
 
 impl Refused {
-    fn of(why: Explained) -> Self {
-        let problems = vec![why.detail.clone()];
+    fn of(why: Explained, fix: &str) -> Self {
+        let problems = vec![format!("{}\n  fix: {fix}", why.detail)];
         Self { why, problems }
     }
 

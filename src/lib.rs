@@ -21,6 +21,7 @@ mod shutdown;
 mod signal;
 mod source;
 mod status;
+mod table;
 mod telemetry;
 mod tls;
 mod unix_socket;

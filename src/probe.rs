@@ -30,7 +30,7 @@ const VERDICT: Duration = Duration::from_millis(1500);
 pub(crate) struct Report {
     pub(crate) service: String,
     pub(crate) upstream: Vec<String>,
-    /// SHA-256 of the client certificate that was presented.
+    /// SHA-256 of the client certificate that was presented; `None` if none was.
     pub(crate) presented: Option<String>,
     #[serde(flatten)]
     pub(crate) found: Option<Found>,
@@ -224,9 +224,11 @@ impl Report {
                 writeln!(f, "  name        {name} matched")?;
             }
         }
-        match &self.presented {
-            Some(fingerprint) => writeln!(f, "  we are      sha256 {fingerprint}")?,
-            None => writeln!(f, "  we are      nobody (client_auth = false)")?,
+        match (&self.presented, &self.not_ready) {
+            (Some(fingerprint), _) => writeln!(f, "  we are      sha256 {fingerprint}")?,
+            (None, None) => writeln!(f, "  we are      nobody (client_auth = false)")?,
+            // It did not come to presenting anything.
+            (None, Some(_)) => {}
         }
         if let Some(accepted) = self.accepted {
             writeln!(f, "  accepted    {accepted}")?;
@@ -248,5 +250,35 @@ impl Report {
             )?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::test_pki::now;
+
+    fn report(not_ready: Option<Explained>) -> Report {
+        Report {
+            service: "billing".into(),
+            upstream: vec!["billing.internal:8443".into()],
+            presented: None,
+            found: None,
+            accepted: None,
+            failure: None,
+            not_ready,
+        }
+    }
+
+    #[test]
+    fn only_a_service_that_dialled_without_a_certificate_is_called_nobody() {
+        let why = Explained::new(Reason::IdentityMissing, "tls.crt does not exist");
+        let text = report(Some(why)).text(now());
+        assert!(!text.contains("client_auth"), "{text}");
+        assert!(
+            text.contains("not ready   identity_missing: tls.crt"),
+            "{text}"
+        );
+        assert!(report(None).text(now()).contains("client_auth = false"));
     }
 }

@@ -224,6 +224,15 @@ impl Credentials {
         self.trusts.get(source).unwrap_or(const { &Loaded::EMPTY })
     }
 
+    /// Whether a generation of the source was good.
+    pub(crate) fn is_in_use(&self, key: &SourceKey) -> bool {
+        match key {
+            SourceKey::Identity(source) => self.identity(source).current.is_some(),
+            SourceKey::Trust(source) => self.trust(source).current.is_some(),
+            SourceKey::Config(_) => false,
+        }
+    }
+
     /// The sources that `config` names.
     pub(crate) fn sources(config: &Config) -> SourceSet {
         let mut sources = SourceSet::new();

@@ -28,7 +28,7 @@ pub(crate) fn render_table(status: &Value, now: i64) -> String {
         line(&mut text, "\nno services are configured");
     } else {
         line(&mut text, "");
-        line(&mut text, &service_table(services, now));
+        text.push_str(&service_table(services, now));
     }
     write_problems(&mut text, status, services, now);
     text
@@ -81,11 +81,7 @@ fn service_table(services: &[Value], now: i64) -> String {
     for service in services {
         table.add_row(service_row(service, now));
     }
-    table
-        .lines()
-        .map(|line| line.trim_end().to_owned())
-        .collect::<Vec<_>>()
-        .join("\n")
+    crate::table::render(&table)
 }
 
 fn service_row(service: &Value, now: i64) -> [Cell; 9] {

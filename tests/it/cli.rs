@@ -100,6 +100,93 @@ async fn a_file_that_is_not_there_is_named_and_the_exit_code_is_2() {
 }
 
 #[tokio::test]
+async fn what_is_no_configuration_file_is_said_with_a_fix_and_the_exit_code_is_2() {
+    let pki = Pki::new();
+    let directory = pki.path("directory.toml");
+    std::fs::create_dir(&directory).unwrap();
+    let not_text = pki.write("binary.toml", "");
+    std::fs::write(&not_text, b"\xff\xfe").unwrap();
+    for (file, words) in [
+        (pki.path("nowhere.toml"), "does not exist"),
+        (directory, "is a directory"),
+        (not_text, "is not UTF-8"),
+        (pki.write("empty.toml", "\n"), "is empty"),
+    ] {
+        for command in ["run", "check"] {
+            let output = with_file(&[command], &file).await;
+            let said = all_said(&output);
+            assert_eq!(output.status.code(), Some(2), "{command}: {said}");
+            assert!(said.contains(words) && said.contains("fix: "), "{said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_start_that_is_refused_writes_nothing_but_json_to_a_json_log() {
+    let pki = Pki::new();
+    let file = pki.write("config.toml", "lisen = 1\nworkers = true\n");
+    let output = with_file(&["run", "--log-format", "json"], &file).await;
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    for line in said.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert!(line["message"].is_string(), "{line}");
+    }
+    assert!(
+        said.contains("config.toml:1:") && said.contains("config.toml:2:"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn output_that_cannot_be_written_is_exit_code_1_and_no_panic() {
+    let (_pki, _upstream, _, file) = fine().await;
+    let file = file.to_str().unwrap();
+    for arguments in [
+        &["schema"][..],
+        &["completions", "bash"],
+        &["check", "-c", file],
+    ] {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = clean_command()
+            .args(arguments)
+            .stdout(full)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .await
+            .unwrap();
+        let said = all_said(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.starts_with("tlsward: standard output: "), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_that_has_gone_is_no_failure() {
+    for arguments in [&["schema"][..], &["completions", "bash"], &["--help"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = clean_command()
+            .args(arguments)
+            .stdout(writer)
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+            .wait_with_output()
+            .await
+            .unwrap();
+        let said = all_said(&output);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {said}");
+        assert_eq!(said, "", "{arguments:?}");
+    }
+}
+
+#[tokio::test]
 async fn wrong_usage_is_exit_code_2() {
     for arguments in [&["frobnicate"][..], &["run", "--no-such-flag"], &["probe"]] {
         let output = tlsward(arguments).await;
@@ -221,6 +308,23 @@ async fn check_shows_service_listener_upstream_and_certificate() {
 }
 
 #[tokio::test]
+async fn check_says_what_the_environment_sets() {
+    let (_pki, _upstream, _, file) = fine().await;
+    let output = clean_command()
+        .args(["check", "-c"])
+        .arg(&file)
+        .env("TLSWARD_TLS_VERIFY_DEPTH", "2")
+        .output()
+        .await
+        .unwrap();
+    let said = stdout(&output);
+    let words = format!("\nTLSWARD_TLS_VERIFY_DEPTH sets tls.verify_depth of: {NAME}\n");
+    assert!(said.contains(&words), "{said}");
+    let said = stdout(&with_file(&["check"], &file).await);
+    assert!(!said.contains("TLSWARD_"), "{said}");
+}
+
+#[tokio::test]
 async fn check_finds_a_certificate_that_would_not_load() {
     let (pki, upstream, ..) = fine().await;
     let expired = pki.root.client("old").expired().issue();
@@ -316,6 +420,31 @@ async fn status_and_reload_ask_the_running_process() {
         Some(0),
         "a refused reload is a failure"
     );
+    visit(&scene.service).await;
+}
+
+#[tokio::test]
+async fn a_reload_names_the_services_whose_certificate_was_refused() {
+    let scene = Scene::new(Behaviour::Identify).await;
+    let expired = scene.pki.root.client(NAME).expired().issue();
+    scene.pki.identity_files(NAME, &expired);
+    let output = with_file(&["reload"], scene.proxy.config_file()).await;
+    let said = all_said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stays = format!("the last good one stays in use for: {NAME}\n");
+    for part in [": expired: ", &stays, "fix: renew"] {
+        assert!(said.contains(part), "no {part:?} in:\n{said}");
+    }
+    let output = with_file(&["reload", "--json"], scene.proxy.config_file()).await;
+    let told = json(&output);
+    let refused = told["credentials"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|credential| credential["result"] == "expired")
+        .expect("the identity");
+    assert_eq!(refused["services"][0], NAME);
+    assert_eq!(refused["refused"]["last_good_in_use"], true);
     visit(&scene.service).await;
 }
 

@@ -70,6 +70,54 @@ async fn a_saved_file_is_taken_up_without_being_asked() {
 }
 
 #[tokio::test]
+async fn a_file_that_an_editor_puts_in_the_place_of_the_old_is_taken_up() {
+    let town = Town::new().await;
+    let (old, new) = (town.service("old"), town.service("new"));
+    let config = Config::of([old.clone()]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let file = proxy.config_file();
+    let draft = file.with_extension("toml.draft");
+    std::fs::write(&draft, config.with_services([old, new.clone()]).render()).unwrap();
+    std::fs::rename(file, file.with_extension("toml~")).unwrap();
+    std::fs::rename(&draft, file).unwrap();
+    proxy
+        .wait_for_service("new", "the new service", |service| {
+            (service["state"] == "ready").then_some(())
+        })
+        .await;
+    visit(&new).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_emptied_or_deleted_ends_nothing_and_is_said() {
+    let town = Town::new().await;
+    let service = town.service("only");
+    let config = Config::of([service.clone()]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    let file = proxy.config_file();
+    let refused = async |words: &str| {
+        let what = format!("a refusal because it {words}");
+        proxy
+            .wait_for_status(&what, |status| {
+                let detail = status["config"]["refused"]["detail"].as_str()?;
+                detail.contains(words).then_some(())
+            })
+            .await;
+        visit(&service).await;
+    };
+    std::fs::write(file, "").unwrap();
+    refused("is empty").await;
+    std::fs::remove_file(file).unwrap();
+    refused("does not exist").await;
+    proxy.write_config(&config);
+    proxy
+        .wait_for_status("the file that is good again", |status| {
+            status["config"]["refused"].is_null().then_some(())
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn sighup_takes_up_the_file() {
     let town = Town::new().await;
     let config = Config::of([town.service("one")]);
