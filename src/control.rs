@@ -193,7 +193,13 @@ impl Control {
                 biased;
                 () = drain.cancelled() => break,
                 batch = self.batches.recv() => match batch {
-                    Some(batch) => self.take(batch).await,
+                    // Reading may take for ever (a dead network file system), and the drain does
+                    // not wait for it. What a reload leaves half done then ends with the rest.
+                    Some(batch) => tokio::select! {
+                        biased;
+                        () = drain.cancelled() => break,
+                        () = self.take(batch) => {}
+                    },
                     // The watch ends only with us.
                     None => break,
                 },
