@@ -55,6 +55,8 @@ pub(crate) enum Break {
     Truncated,
     /// The upstream sent a fatal alert, or something that is not valid TLS.
     Tls(rustls::Error),
+    /// The session can seal no more of what the caller sends.
+    KeysExhausted,
     Idle,
     MaxLifetime,
     CloseTimeout,
@@ -314,8 +316,10 @@ where
                     self.session.close();
                     self.up = Up::Closing;
                 } else {
+                    if self.session.seal(plain).is_err() {
+                        return Err(Break::KeysExhausted);
+                    }
                     self.transfer.up += plain.len() as u64;
-                    self.session.seal(plain);
                 }
                 match self.flush(cx) {
                     Poll::Pending | Poll::Ready(Ok(())) => Ok(Step::Moved),

@@ -11,6 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::session::KeysExhausted;
 
 // === scripted sockets ===
 
@@ -187,11 +188,12 @@ impl Session for Plain {
         self.peer_closed
     }
 
-    fn seal(&mut self, plain: &[u8]) {
+    fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted> {
         assert!(!self.closed, "sealed after close_notify");
         for chunk in plain.chunks(200) {
             self.queue.extend(record(DATA, chunk));
         }
+        Ok(())
     }
 
     fn close(&mut self) {
