@@ -193,9 +193,9 @@ where
             closing: !matches!((&self.up, &self.down), (Up::Open, Down::Open)),
             caller_unread: !matches!(self.up, Up::Open) || self.session.wants_write(),
         };
-        let caller = &*self.caller;
+        let (caller, told_the_end) = (&*self.caller, matches!(self.down, Down::Done));
         self.timer
-            .poll(cx, now, &self.limits, || caller.is_broken())
+            .poll(cx, now, &self.limits, || caller.is_broken(told_the_end))
     }
 
     fn step_down(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Step, Break> {

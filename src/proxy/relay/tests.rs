@@ -123,7 +123,7 @@ impl AsyncWrite for Scripted {
 }
 
 impl Caller for Scripted {
-    fn is_broken(&self) -> bool {
+    fn is_broken(&self, _: bool) -> bool {
         self.broken
     }
 
