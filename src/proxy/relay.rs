@@ -279,7 +279,10 @@ where
 
     /// The upstream's TCP stream ended without `close_notify`.
     fn unannounced_end(&mut self) -> Result<(), Break> {
-        if self.limits.unclean_close == UncleanClose::Fin {
+        // A reset is no end. The write that met it has taken the socket's error, so that the
+        // reader finds only an end; of a stream that had ended before, it would be EPIPE.
+        let reset = matches!(&self.up, Up::Refused(error) if error.kind() == io::ErrorKind::ConnectionReset);
+        if self.limits.unclean_close == UncleanClose::Fin && !reset {
             return Ok(());
         }
         match std::mem::replace(&mut self.up, Up::Done) {

@@ -508,6 +508,25 @@ fn a_caller_that_does_not_read_holds_one_batch_and_stops_its_own_upstream() {
 }
 
 #[test]
+fn unclean_close_fin_forgives_a_missing_close_notify_and_not_a_reset() {
+    let limits = Limits {
+        unclean_close: UncleanClose::Fin,
+        ..LIMITS
+    };
+    let end_after = |failure| {
+        let mut caller = Scripted::new([Read::Data(b"question".into())], []);
+        // Whoever writes first takes the socket's error; the reader then finds only the end.
+        let mut upstream = Scripted::new([Read::Wait, Read::End], [Write::Fail(failure)]);
+        run(&mut caller, &mut upstream, limits).0
+    };
+    let reset = end_after(io::ErrorKind::ConnectionReset);
+    assert!(matches!(reset, Err(Break::Upstream(_))), "{reset:?}");
+    // The upstream had ended before it refused more.
+    let ended = end_after(io::ErrorKind::BrokenPipe);
+    assert!(ended.is_ok(), "{ended:?}");
+}
+
+#[test]
 fn an_upstream_that_does_not_read_stops_its_own_caller_after_one_batch() {
     let flood: Vec<Read> = (0..2_000).map(|_| Read::Data(vec![7; 100_000])).collect();
     let mut caller = Scripted::new(flood, []);
