@@ -80,9 +80,17 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         log,
         version: VERSION,
     };
-    let control = match Control::start(setup, reloads).await {
-        Ok(control) => control,
-        Err(refused) => return refuse_to_start(&refused, format),
+    // Reading may take for ever (a dead network file system); a signal ends it.
+    let control = tokio::select! {
+        biased;
+        signal = stop.next() => {
+            info!(signal, "stopped before everything was read");
+            return ExitCode::SUCCESS;
+        }
+        started = Control::start(setup, reloads) => match started {
+            Ok(control) => control,
+            Err(refused) => return refuse_to_start(&refused, format),
+        },
     };
     let not_ready = control.not_ready();
     if strict && !not_ready.is_empty() {

@@ -202,7 +202,13 @@ impl Control {
                 biased;
                 () = drain.cancelled() => break,
                 batch = self.batches.recv(), if watching => match batch {
-                    Some(batch) => self.take(batch).await,
+                    // Reading may take for ever (a dead network file system), and the drain does
+                    // not wait for it. What a reload leaves half done then ends with the rest.
+                    Some(batch) => tokio::select! {
+                        biased;
+                        () = drain.cancelled() => break,
+                        () = self.take(batch) => {}
+                    },
                     // It ends only with us, or by a bug of its own. What is served is served on.
                     None => {
                         watching = false;
@@ -530,7 +536,7 @@ impl Control {
             else {
                 continue;
             };
-            let of_old = |old: &crate::config::Service| old.listen == service.listen;
+            let of_old = |old: &Service| old.listen == service.listen;
             let held = self.listeners.contains_key(&address(service));
             if held && !self.state.config.services.values().any(of_old) {
                 unix_socket::set_mode(path, *mode);

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 /// What the proxy needs of a caller's stream besides its bytes.
 pub(crate) trait Caller: AsyncRead + AsyncWrite + Unpin + Send + Sync {
     /// The caller has reset the connection or closed both of its directions. A caller that has
-    /// only ended its own direction (FIN) is not broken: it may be waiting for the answer.
-    fn is_broken(&self) -> bool;
+    /// only ended its own direction (FIN) is not broken: it may be waiting for the answer, or what
+    /// it sent may still wait to be read. `told_the_end`: our own direction has ended too.
+    fn is_broken(&self, told_the_end: bool) -> bool;
 
     /// Resolves when the caller [is broken](Self::is_broken), as soon as the kernel tells.
     /// Cancel at will.
@@ -28,8 +29,9 @@ pub(crate) trait Caller: AsyncRead + AsyncWrite + Unpin + Send + Sync {
 }
 
 impl Caller for TcpStream {
-    fn is_broken(&self) -> bool {
-        poll_says_broken(self)
+    fn is_broken(&self, _: bool) -> bool {
+        // No hang-up: that is also said of a stream that both sides have ended in good order.
+        poll_says(self, PollFlags::ERR)
     }
 
     async fn broken(&self) {
@@ -54,8 +56,9 @@ impl Caller for TcpStream {
 }
 
 impl Caller for UnixStream {
-    fn is_broken(&self) -> bool {
-        poll_says_broken(self)
+    fn is_broken(&self, told_the_end: bool) -> bool {
+        // A hang-up is said once both directions have ended, whoever ended them.
+        !told_the_end && poll_says(self, PollFlags::HUP | PollFlags::ERR)
     }
 
     /// A unix socket's hang-up is no error event. It is seen at once as long as nothing waits to
@@ -63,7 +66,7 @@ impl Caller for UnixStream {
     async fn broken(&self) {
         const LOOK_AGAIN: Duration = Duration::from_millis(200);
         let _ = self.readable().await;
-        while !self.is_broken() {
+        while !self.is_broken(false) {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -75,14 +78,14 @@ impl Caller for UnixStream {
     fn reset_on_close(&self) {}
 }
 
-fn poll_says_broken(socket: &impl AsFd) -> bool {
+fn poll_says(socket: &impl AsFd, what: PollFlags) -> bool {
     let mut fds = [PollFd::new(socket, PollFlags::empty())];
     let no_wait = rustix::event::Timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     matches!(rustix::event::poll(&mut fds, Some(&no_wait)), Ok(n) if n > 0)
-        && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+        && fds[0].revents().intersects(what)
 }
 
 /// Waits until the caller has acknowledged everything that was written to it, for `limit` at the
@@ -92,10 +95,61 @@ pub(crate) async fn acknowledged(caller: &impl Caller, limit: Duration) {
     let deadline = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
     while matches!(caller.unacknowledged(), Ok(n) if n > 0)
-        && !caller.is_broken()
+        && !caller.is_broken(false)
         && Instant::now() < deadline
     {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_that_has_ended_after_we_did_is_not_broken_and_one_that_reset_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut theirs = TcpStream::connect(address).await.unwrap();
+        let (mut ours, _) = listener.accept().await.unwrap();
+        ours.shutdown().await.unwrap();
+        theirs.write_all(b"last words").await.unwrap();
+        theirs.shutdown().await.unwrap();
+        ours.ready(Interest::READABLE).await.unwrap();
+        while !ours
+            .ready(Interest::READABLE)
+            .await
+            .unwrap()
+            .is_read_closed()
+        {
+            tokio::task::yield_now().await;
+        }
+        assert!(!ours.is_broken(true));
+
+        let theirs = TcpStream::connect(address).await.unwrap();
+        let (ours, _) = listener.accept().await.unwrap();
+        assert!(!ours.is_broken(false));
+        theirs.set_zero_linger().unwrap();
+        drop(theirs);
+        ours.broken().await;
+        assert!(ours.is_broken(false));
+    }
+
+    #[tokio::test]
+    async fn a_unix_caller_that_has_gone_is_broken_unless_we_had_told_it_the_end() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"last words").await.unwrap();
+        assert!(!ours.is_broken(false));
+        ours.shutdown().await.unwrap();
+        theirs.shutdown().await.unwrap();
+        assert!(!ours.is_broken(true));
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        ours.broken().await;
+        assert!(ours.is_broken(false));
     }
 }

@@ -126,6 +126,11 @@ pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Present
                 )
             })
         }
+        Break::KeysExhausted => relay(
+            Side::Local,
+            Reason::MaxLifetime,
+            "the session has sealed as many records as TLS 1.2 keys safely can".into(),
+        ),
         Break::Idle => relay(
             Side::Local,
             Reason::IdleTimeout,

@@ -55,6 +55,8 @@ pub(crate) enum Break {
     Truncated,
     /// The upstream sent a fatal alert, or something that is not valid TLS.
     Tls(rustls::Error),
+    /// The session can seal no more of what the caller sends.
+    KeysExhausted,
     Idle,
     MaxLifetime,
     CloseTimeout,
@@ -191,9 +193,9 @@ where
             closing: !matches!((&self.up, &self.down), (Up::Open, Down::Open)),
             caller_unread: !matches!(self.up, Up::Open) || self.session.wants_write(),
         };
-        let caller = &*self.caller;
+        let (caller, told_the_end) = (&*self.caller, matches!(self.down, Down::Done));
         self.timer
-            .poll(cx, now, &self.limits, || caller.is_broken())
+            .poll(cx, now, &self.limits, || caller.is_broken(told_the_end))
     }
 
     fn step_down(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Step, Break> {
@@ -277,7 +279,10 @@ where
 
     /// The upstream's TCP stream ended without `close_notify`.
     fn unannounced_end(&mut self) -> Result<(), Break> {
-        if self.limits.unclean_close == UncleanClose::Fin {
+        // A reset is no end. The write that met it has taken the socket's error, so that the
+        // reader finds only an end; of a stream that had ended before, it would be EPIPE.
+        let reset = matches!(&self.up, Up::Refused(error) if error.kind() == io::ErrorKind::ConnectionReset);
+        if self.limits.unclean_close == UncleanClose::Fin && !reset {
             return Ok(());
         }
         match std::mem::replace(&mut self.up, Up::Done) {
@@ -314,8 +319,10 @@ where
                     self.session.close();
                     self.up = Up::Closing;
                 } else {
+                    if self.session.seal(plain).is_err() {
+                        return Err(Break::KeysExhausted);
+                    }
                     self.transfer.up += plain.len() as u64;
-                    self.session.seal(plain);
                 }
                 match self.flush(cx) {
                     Poll::Pending | Poll::Ready(Ok(())) => Ok(Step::Moved),

@@ -67,8 +67,9 @@ impl Resolver {
                 Some(Name::Known { at, answer }) if at.elapsed() < freshness(answer) => {
                     return answer.clone();
                 }
-                Some(Name::Asked(asked)) => asked.clone(),
-                Some(Name::Known { .. }) | None => {
+                // Closed: that look-up was abandoned, and will never answer.
+                Some(Name::Asked(asked)) if asked.has_changed().is_ok() => asked.clone(),
+                Some(Name::Known { .. } | Name::Asked(_)) | None => {
                     let (tell, asked) = watch::channel(None);
                     names.insert(name.into(), Name::Asked(asked.clone()));
                     let (this, name) = (Arc::clone(self), Box::<str>::from(name));
@@ -223,6 +224,15 @@ mod tests {
         tell.send(()).unwrap();
         let second = resolver.look_up_with("db", |_| async { panic!("asked twice") });
         assert_eq!(second.await, one_address());
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_was_abandoned_is_asked_again() {
+        let resolver = Arc::new(Resolver::default());
+        let abandoned = resolver.look_up_with("db", |_| async { panic!("a bug") });
+        abandoned.await.unwrap_err();
+        let again = resolver.look_up_with("db", |_| async { one_address() });
+        assert_eq!(again.await, one_address());
     }
 
     #[tokio::test]

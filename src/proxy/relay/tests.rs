@@ -11,6 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::session::KeysExhausted;
 
 // === scripted sockets ===
 
@@ -122,7 +123,7 @@ impl AsyncWrite for Scripted {
 }
 
 impl Caller for Scripted {
-    fn is_broken(&self) -> bool {
+    fn is_broken(&self, _: bool) -> bool {
         self.broken
     }
 
@@ -187,11 +188,12 @@ impl Session for Plain {
         self.peer_closed
     }
 
-    fn seal(&mut self, plain: &[u8]) {
+    fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted> {
         assert!(!self.closed, "sealed after close_notify");
         for chunk in plain.chunks(200) {
             self.queue.extend(record(DATA, chunk));
         }
+        Ok(())
     }
 
     fn close(&mut self) {
@@ -503,6 +505,25 @@ fn a_caller_that_does_not_read_holds_one_batch_and_stops_its_own_upstream() {
         "{} bytes were read",
         upstream.bytes_read
     );
+}
+
+#[test]
+fn unclean_close_fin_forgives_a_missing_close_notify_and_not_a_reset() {
+    let limits = Limits {
+        unclean_close: UncleanClose::Fin,
+        ..LIMITS
+    };
+    let end_after = |failure| {
+        let mut caller = Scripted::new([Read::Data(b"question".into())], []);
+        // Whoever writes first takes the socket's error; the reader then finds only the end.
+        let mut upstream = Scripted::new([Read::Wait, Read::End], [Write::Fail(failure)]);
+        run(&mut caller, &mut upstream, limits).0
+    };
+    let reset = end_after(io::ErrorKind::ConnectionReset);
+    assert!(matches!(reset, Err(Break::Upstream(_))), "{reset:?}");
+    // The upstream had ended before it refused more.
+    let ended = end_after(io::ErrorKind::BrokenPipe);
+    assert!(ended.is_ok(), "{ended:?}");
 }
 
 #[test]
