@@ -503,3 +503,18 @@ async fn a_service_that_comes_to_name_an_identity_no_longer_dials_without_one() 
     crate::support::net::is_reset(named.address()).await;
     assert_eq!(town.upstream.mark(), mark, "nothing was dialled");
 }
+
+#[tokio::test]
+async fn a_removed_service_has_no_metrics_any_more() {
+    let town = Town::new().await;
+    let (stays, goes) = (town.service("stays"), town.service("goes"));
+    let config = Config::of([stays.clone(), goes.clone()]);
+    let proxy = Proxy::start(&town.pki, &config).await;
+    visit(&goes).await;
+    let named = |body: &str, name: &str| body.contains(&format!("service=\"{name}\""));
+    assert!(named(&proxy.get("/metrics").await.body, "goes"));
+    proxy.adopt(&config.with_services([stays])).await;
+    let body = proxy.get("/metrics").await.body;
+    assert!(named(&body, "stays"));
+    assert!(!named(&body, "goes"), "{body}");
+}
