@@ -217,8 +217,8 @@ pub struct Timeouts {
     pub idle: Option<Duration>,
     /// From accept. Default `None`.
     pub max_lifetime: Option<Duration>,
-    /// After one side has closed, or until a broken connection's last bytes are acknowledged.
-    /// Default 60 s.
+    /// Without a byte after one side has closed, or until a broken connection's last bytes are
+    /// acknowledged. Default 60 s.
     pub close: Duration,
 }
 

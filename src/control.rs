@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::admin::{
@@ -27,8 +25,6 @@ use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
 use crate::proxy::listener::Bound;
-use crate::proxy::resolve::Resolver;
-use crate::route::Route;
 use crate::shutdown::Shutdown;
 use crate::source::{
     self, Batch, Batches, Material, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
@@ -39,17 +35,16 @@ use crate::unix_socket;
 
 mod credentials;
 mod endpoints;
+mod listeners;
 mod report;
 mod state;
 
 use credentials::{Credentials, Judged, Verdict};
 use endpoints::Endpoints;
+use listeners::Listeners;
 pub(crate) use report::source_name;
 pub(crate) use state::State;
 use state::{Plan, address};
-
-/// How soon a listener whose address turned out to be taken is tried again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often what the clock refused is judged again: a machine's clock may be set right after the
 /// start, and a certificate may be handed out before it becomes valid.
@@ -80,9 +75,8 @@ pub(crate) struct Refused {
 pub(crate) struct Control {
     setup: Setup,
     state: State,
-    listeners: BTreeMap<Listen, Listener>,
+    listeners: Listeners,
     endpoints: Endpoints,
-    resolver: Arc<Resolver>,
     watch: Watch,
     batches: Batches,
     /// The newest text of the configuration file, in force or not.
@@ -96,16 +90,6 @@ pub(crate) struct Control {
     /// When what the clock refused was last judged again.
     judged_again: Instant,
     status: watch::Sender<Arc<Status>>,
-}
-
-enum Listener {
-    /// Waits for a route (`None`), or could not listen.
-    Bound(Box<Bound>, Option<Explained>),
-    Serving {
-        routes: watch::Sender<Option<Arc<Route>>>,
-        stop: CancellationToken,
-        task: JoinHandle<()>,
-    },
 }
 
 /// What is left when control has stopped.
@@ -158,12 +142,12 @@ impl Control {
             &readings,
             WatchOptions::default(),
         );
+        let listeners = Listeners::new(setup.shutdown.clone());
         let mut control = Self {
             state: State::new(Config::empty(), provider, metrics),
             setup,
-            listeners: BTreeMap::new(),
+            listeners,
             endpoints,
-            resolver: Arc::default(),
             watch,
             batches,
             text,
@@ -237,9 +221,7 @@ impl Control {
         // Dropped requests are told that the process stops.
         self.requests.clear();
         self.publish();
-        for listener in std::mem::take(&mut self.listeners).into_values() {
-            close(listener).await;
-        }
+        self.listeners.close_all().await;
         Stopped {
             shutdown_timeout: self.state.config.shutdown_timeout,
             endpoints: self.endpoints,
@@ -429,7 +411,7 @@ impl Control {
     /// Parse, plan, prepare, commit.
     async fn attempt(&mut self) -> Result<ServiceChanges, Refused> {
         let config = parse(&self.text, &self.setup.path, &self.setup.environment)?;
-        let held: BTreeSet<Listen> = self.listeners.keys().cloned().collect();
+        let held = self.listeners.held();
         let plan = self.state.plan(&config, &held);
 
         let prepared = self.prepare(&plan, &config)?;
@@ -500,14 +482,10 @@ impl Control {
         self.change_modes(&config);
         self.state.commit(config);
         for listen in &plan.close {
-            if let Some(listener) = self.listeners.remove(listen) {
-                close(listener).await;
-            }
+            self.listeners.close(listen).await;
         }
         for bound in prepared.listeners {
-            let key = without_mode(bound.address());
-            self.listeners
-                .insert(key, Listener::Bound(Box::new(bound), None));
+            self.listeners.add(bound);
         }
         self.endpoints.commit(prepared.endpoints);
         self.publish_routes();
@@ -537,62 +515,20 @@ impl Control {
                 continue;
             };
             let of_old = |old: &Service| old.listen == service.listen;
-            let held = self.listeners.contains_key(&address(service));
+            let held = self.listeners.hold(&address(service));
             if held && !self.state.config.services.values().any(of_old) {
                 unix_socket::set_mode(path, *mode);
             }
         }
     }
 
-    /// Hands every changed route to its listener, and lets listeners that have their first one
-    /// begin. A listener whose old route may not serve on refuses callers.
+    /// Hands every changed route to its listener, and takes those that may no longer serve.
     fn publish_routes(&mut self) {
         for (listen, route) in self.state.rebuild() {
-            let Some(listener) = self.listeners.remove(&listen) else {
-                continue;
-            };
-            let listener = match listener {
-                Listener::Serving { routes, stop, task } => {
-                    routes.send_replace(Some(route));
-                    Listener::Serving { routes, stop, task }
-                }
-                Listener::Bound(bound, _) => self.begin(*bound, route),
-            };
-            self.listeners.insert(listen, listener);
+            self.listeners.publish(listen, route);
         }
         for listen in self.state.withdraw() {
-            if let Some(Listener::Serving { routes, .. }) = self.listeners.get(&listen) {
-                routes.send_replace(None);
-            }
-        }
-    }
-
-    fn begin(&self, bound: Bound, route: Arc<Route>) -> Listener {
-        let service = route.service.clone();
-        match bound.listen() {
-            Ok(listening) => {
-                let (routes, receiver) = watch::channel(Some(route));
-                let stop = CancellationToken::new();
-                let shutdown = self.setup.shutdown.clone();
-                let serving = listening.serve(
-                    receiver,
-                    Arc::clone(&self.resolver),
-                    shutdown.clone(),
-                    stop.clone(),
-                );
-                let task = shutdown.connections().spawn(async move {
-                    if let Err(error) = serving.await {
-                        error!(%service, %error, "the listener ended");
-                    }
-                });
-                Listener::Serving { routes, stop, task }
-            }
-            Err(failed) => {
-                let (bound, why) = *failed;
-                error!(%service, reason = %why.reason, detail = why.detail, hint = why.hint,
-                    "cannot listen; trying again");
-                Listener::Bound(Box::new(bound), Some(why))
-            }
+            self.listeners.withdraw(&listen);
         }
     }
 
@@ -602,8 +538,7 @@ impl Control {
             self.state.credentials.next_expiry().map(|at| {
                 Duration::from_secs(u64::try_from(at - clock::unix_seconds()).unwrap_or(0))
             });
-        let failed = |listener: &Listener| matches!(listener, Listener::Bound(_, Some(_)));
-        let listen = self.listeners.values().any(failed).then_some(LISTEN_AGAIN);
+        let listen = self.listeners.due();
         let again = self.state.credentials.wait_for_the_clock().then(|| {
             let at = self.judged_again + JUDGE_AGAIN;
             at.saturating_duration_since(Instant::now())
@@ -621,21 +556,7 @@ impl Control {
         let overdue = self.state.credentials.expire(clock::unix_now());
         self.tell(&overdue, Trigger::Periodic);
         self.judge_again();
-        let failed: Vec<Listen> = self
-            .listeners
-            .iter()
-            .filter(|(_, listener)| matches!(listener, Listener::Bound(_, Some(_))))
-            .map(|(listen, _)| listen.clone())
-            .collect();
-        for listen in failed {
-            let Some(route) = self.state.route_at(&listen) else {
-                continue;
-            };
-            if let Some(Listener::Bound(bound, _)) = self.listeners.remove(&listen) {
-                let listener = self.begin(*bound, route);
-                self.listeners.insert(listen, listener);
-            }
-        }
+        self.listeners.try_again();
         self.publish();
     }
 
@@ -654,14 +575,7 @@ impl Control {
     }
 
     fn publish(&self) {
-        let unbound: BTreeMap<Listen, Explained> = self
-            .listeners
-            .iter()
-            .filter_map(|(listen, listener)| match listener {
-                Listener::Bound(_, Some(why)) => Some((listen.clone(), why.clone())),
-                Listener::Bound(_, None) | Listener::Serving { .. } => None,
-            })
-            .collect();
+        let unbound = self.listeners.failed();
         let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
         let state = if self.setup.shutdown.drain().is_cancelled() {
             ProcessState::Stopping
@@ -781,14 +695,6 @@ impl Refused {
     }
 }
 
-async fn close(listener: Listener) {
-    if let Listener::Serving { stop, task, .. } = listener {
-        stop.cancel();
-        // Short: it takes whoever the kernel has let in, and closes. A panic has been reported.
-        let _ = task.await;
-    }
-}
-
 fn log_state(status: &Status) {
     let waiting = status
         .services
@@ -833,15 +739,5 @@ fn config_text(reading: Option<&Reading>) -> Result<Part, Explained> {
             Reason::Internal,
             "the configuration was not read",
         )),
-    }
-}
-
-fn without_mode(listen: &Listen) -> Listen {
-    match listen {
-        Listen::Tcp(address) => Listen::Tcp(*address),
-        Listen::Unix { path, .. } => Listen::Unix {
-            path: path.clone(),
-            mode: None,
-        },
     }
 }

@@ -209,9 +209,9 @@ reasons! {
     /// The connection was older than `max_lifetime`.
     MaxLifetime = "max_lifetime",
         "the connection reached max_lifetime; raise it if applications cannot reconnect";
-    /// One side had closed and the other went on for longer than `close_timeout`.
+    /// One side had closed and the other was silent for `close_timeout`.
     CloseTimeout = "close_timeout",
-        "one side closed and the other did not follow within close_timeout; raise it if half-closed connections carry data for long";
+        "one side closed, and the other was silent for close_timeout without closing too; raise it if answers take longer";
     /// Ended by `on_rotation = "drain"`.
     Rotated = "rotated",
         "ended because the certificate was replaced and on_rotation is \"drain\"; the next connection uses the new one";

@@ -151,6 +151,13 @@ async fn listen(
     route: &Route,
 ) -> Result<&'static str, Failure> {
     let broke = |broken| outcome::relay_broke(broken, &Transfer::default(), &route.identity);
+    // What came with the handshake is an answer too.
+    let state = session
+        .process_new_packets()
+        .map_err(|error| broke(Break::Tls(error)))?;
+    if let Some(answer) = answered(&state) {
+        return Ok(answer);
+    }
     let mut buffer = vec![0; 16 * 1024];
     loop {
         if session.tls13_tickets_received() > 0 {
@@ -176,13 +183,20 @@ async fn listen(
                 .map_err(Break::Upstream)
                 .and_then(|_| session.process_new_packets().map_err(Break::Tls))
                 .map_err(broke)?;
-            if state.plaintext_bytes_to_read() > 0 {
-                return Ok("the server sent data");
-            }
-            if state.peer_has_closed() {
-                return Ok("the server ended the session in good order");
+            if let Some(answer) = answered(&state) {
+                return Ok(answer);
             }
         }
+    }
+}
+
+fn answered(state: &rustls::IoState) -> Option<&'static str> {
+    if state.plaintext_bytes_to_read() > 0 {
+        Some("the server sent data")
+    } else if state.peer_has_closed() {
+        Some("the server ended the session in good order")
+    } else {
+        None
     }
 }
 

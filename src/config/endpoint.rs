@@ -25,6 +25,19 @@ pub enum Listen {
     },
 }
 
+impl Listen {
+    /// The address without what may change about it (a unix socket's mode).
+    pub(crate) fn without_mode(&self) -> Self {
+        match self {
+            Self::Tcp(address) => Self::Tcp(*address),
+            Self::Unix { path, .. } => Self::Unix {
+                path: path.clone(),
+                mode: None,
+            },
+        }
+    }
+}
+
 impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -174,7 +174,7 @@ const SERVICE: &[Key] = &[
         name: "close_timeout",
         kind: Kind::Duration { off: false },
         default: Default::Is("\"60s\""),
-        doc: "How long the other side may go on after one side has closed.",
+        doc: "How long the other side may stay silent after one side has closed; data puts it off.",
         elsewhere: &[("stunnel", "TIMEOUTclose")],
     },
     Key {

@@ -355,15 +355,9 @@ fn not_built() -> Explained {
     Explained::new(Reason::Internal, "a route is due and was not built")
 }
 
-/// The listener's address without what may change about it (a unix socket's mode).
+/// The address by which a service's listener is known.
 pub(crate) fn address(service: &Service) -> Listen {
-    match &service.listen {
-        Listen::Tcp(address) => Listen::Tcp(*address),
-        Listen::Unix { path, .. } => Listen::Unix {
-            path: path.clone(),
-            mode: None,
-        },
-    }
+    service.listen.without_mode()
 }
 
 #[cfg(test)]

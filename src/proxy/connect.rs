@@ -77,7 +77,9 @@ pub(crate) async fn connect(
             } else {
                 Side::Upstream
             };
-            let detail = format!("no answer within connect_timeout ({limit:?})");
+            let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
+            let upstream = upstream.join(", ");
+            let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
             Err(Failure::new(phase, side, Reason::Timeout, detail))
         }
     }

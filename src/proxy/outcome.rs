@@ -144,7 +144,7 @@ pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Present
         Break::CloseTimeout => relay(
             Side::Local,
             Reason::CloseTimeout,
-            "one way ended and the other did not".into(),
+            "one way ended, and the other was silent and did not".into(),
         ),
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Limits {
     pub(crate) idle: Option<Duration>,
     /// The moment at which the connection has lived long enough.
     pub(crate) end: Option<Instant>,
-    /// From the end of one way to the end of the other.
+    /// Without a byte, after one way has ended and while the other has not.
     pub(crate) close: Duration,
     pub(crate) unclean_close: UncleanClose,
 }
@@ -194,8 +194,16 @@ where
             caller_unread: !matches!(self.up, Up::Open) || self.session.wants_write(),
         };
         let (caller, told_the_end) = (&*self.caller, matches!(self.down, Down::Done));
-        self.timer
-            .poll(cx, now, &self.limits, || caller.is_broken(told_the_end))
+        let waited = self
+            .timer
+            .poll(cx, now, &self.limits, || caller.is_broken(told_the_end));
+        // A break that waited in vain for its last bytes to be read is reported as itself.
+        match (&mut self.down, waited) {
+            (Down::Ending(end @ Err(_)), Poll::Ready(Err(_))) => {
+                Poll::Ready(std::mem::replace(end, Ok(())))
+            }
+            (_, waited) => waited,
+        }
     }
 
     fn step_down(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Step, Break> {
@@ -428,7 +436,8 @@ impl Timer {
         if limits.idle.is_some() && (now.moved || self.last_moved.is_none()) {
             self.last_moved = Some(Instant::now());
         }
-        if now.closing && self.closing_since.is_none() {
+        // Data that still flows the other way puts the limit off.
+        if now.closing && (now.moved || self.closing_since.is_none()) {
             self.closing_since = Some(Instant::now());
         }
         match (now.caller_unread, self.look_at_caller) {

@@ -585,6 +585,33 @@ async fn a_relay_ends_when_it_has_lived_long_enough_however_busy_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_download_after_the_callers_end_is_ended_only_by_silence() {
+    let (mut caller, mut upstream) = (Scripted::new([Read::End], []), Scripted::default());
+    let mut relay = Relay::new(&mut caller, &mut upstream, Plain::default(), LIMITS);
+    for _ in 0..10 {
+        let soon = tokio::time::timeout(LIMITS.close / 2, poll_fn(|cx| relay.poll(cx)));
+        assert!(soon.await.is_err());
+        relay
+            .upstream
+            .reads
+            .push_back(Read::Data(record(DATA, b"more")));
+    }
+    let last = Instant::now();
+    let result = poll_fn(|cx| relay.poll(cx)).await;
+    assert!(matches!(result, Err(Break::CloseTimeout)), "{result:?}");
+    assert_eq!(last.elapsed(), LIMITS.close);
+}
+
+#[test]
+fn a_break_that_waits_in_vain_for_the_caller_to_read_is_reported_as_itself() {
+    let mut caller = Scripted::new([], [Write::Never]);
+    let last_words = [record(DATA, b"unread"), record(ALERT, &[])].concat();
+    let mut upstream = Scripted::new([Read::Data(last_words)], []);
+    let (result, _) = run(&mut caller, &mut upstream, LIMITS);
+    assert!(matches!(result, Err(Break::Tls(_))), "{result:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_put_the_idle_limit_off() {
     let (mut caller, mut upstream) = (Scripted::default(), Scripted::default());
     let limits = Limits {

@@ -1,0 +1,166 @@
+//! The running listeners, by address.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::config::Listen;
+use crate::failure::Explained;
+use crate::proxy::listener::Bound;
+use crate::proxy::resolve::Resolver;
+use crate::route::Route;
+use crate::shutdown::Shutdown;
+
+/// How soon a listener whose address turned out to be taken is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// All listeners of the configuration in force. A listener is known by its address, without what
+/// may change about it (a unix socket's mode).
+pub(super) struct Listeners {
+    by_address: BTreeMap<Listen, Listener>,
+    tried_again: Instant,
+    resolver: Arc<Resolver>,
+    shutdown: Shutdown,
+}
+
+enum Listener {
+    /// Waits for its first route.
+    Bound(Box<Bound>),
+    /// Has a route, and could not listen.
+    Failed(Box<Bound>, Arc<Route>, Explained),
+    Serving {
+        routes: watch::Sender<Option<Arc<Route>>>,
+        stop: CancellationToken,
+        task: JoinHandle<()>,
+    },
+}
+
+impl Listeners {
+    pub(super) fn new(shutdown: Shutdown) -> Self {
+        Self {
+            by_address: BTreeMap::new(),
+            tried_again: Instant::now(),
+            resolver: Arc::default(),
+            shutdown,
+        }
+    }
+
+    /// The addresses that are held.
+    pub(super) fn held(&self) -> BTreeSet<Listen> {
+        self.by_address.keys().cloned().collect()
+    }
+
+    pub(super) fn hold(&self, listen: &Listen) -> bool {
+        self.by_address.contains_key(listen)
+    }
+
+    /// Takes over an address that was prepared.
+    pub(super) fn add(&mut self, bound: Bound) {
+        let key = bound.address().without_mode();
+        self.by_address
+            .insert(key, Listener::Bound(Box::new(bound)));
+    }
+
+    /// Gives an address up: whoever the kernel has let in is still served.
+    pub(super) async fn close(&mut self, listen: &Listen) {
+        if let Some(Listener::Serving { stop, task, .. }) = self.by_address.remove(listen) {
+            stop.cancel();
+            // Short: it takes whoever waits, and closes. A panic has been reported.
+            let _ = task.await;
+        }
+    }
+
+    /// Gives all addresses up.
+    pub(super) async fn close_all(&mut self) {
+        for listen in self.held() {
+            self.close(&listen).await;
+        }
+    }
+
+    /// Hands a route to its listener, which begins to listen with its first one.
+    pub(super) fn publish(&mut self, listen: Listen, route: Arc<Route>) {
+        let Some(listener) = self.by_address.remove(&listen) else {
+            return;
+        };
+        let listener = match listener {
+            Listener::Serving { routes, stop, task } => {
+                routes.send_replace(Some(route));
+                Listener::Serving { routes, stop, task }
+            }
+            Listener::Bound(bound) | Listener::Failed(bound, _, _) => self.begin(*bound, route),
+        };
+        self.by_address.insert(listen, listener);
+    }
+
+    /// Takes the route from a listener: its callers are reset until there is one again.
+    pub(super) fn withdraw(&self, listen: &Listen) {
+        if let Some(Listener::Serving { routes, .. }) = self.by_address.get(listen) {
+            routes.send_replace(None);
+        }
+    }
+
+    fn begin(&self, bound: Bound, route: Arc<Route>) -> Listener {
+        let service = route.service.clone();
+        match bound.listen() {
+            Ok(listening) => {
+                let (routes, receiver) = watch::channel(Some(route));
+                let stop = CancellationToken::new();
+                let serving = listening.serve(
+                    receiver,
+                    Arc::clone(&self.resolver),
+                    self.shutdown.clone(),
+                    stop.clone(),
+                );
+                let task = self.shutdown.connections().spawn(async move {
+                    if let Err(error) = serving.await {
+                        error!(%service, %error, "the listener ended");
+                    }
+                });
+                Listener::Serving { routes, stop, task }
+            }
+            Err(failed) => {
+                let (bound, why) = *failed;
+                error!(%service, reason = %why.reason, detail = why.detail, hint = why.hint,
+                    "cannot listen; trying again");
+                Listener::Failed(Box::new(bound), route, why)
+            }
+        }
+    }
+
+    /// How long until [`Self::try_again`] is due; `None` while no listener has failed.
+    pub(super) fn due(&self) -> Option<Duration> {
+        let due = self.tried_again + TRY_AGAIN;
+        (!self.failed().is_empty()).then(|| due.saturating_duration_since(Instant::now()))
+    }
+
+    /// Lets listeners that failed listen now, if that is due.
+    pub(super) fn try_again(&mut self) {
+        if self.tried_again.elapsed() < TRY_AGAIN {
+            return;
+        }
+        self.tried_again = Instant::now();
+        for listen in self.failed().into_keys() {
+            if let Some(Listener::Failed(bound, route, _)) = self.by_address.remove(&listen) {
+                let listener = self.begin(*bound, route);
+                self.by_address.insert(listen, listener);
+            }
+        }
+    }
+
+    /// Listeners that could not listen, each with the reason.
+    pub(super) fn failed(&self) -> BTreeMap<Listen, Explained> {
+        self.by_address
+            .iter()
+            .filter_map(|(listen, listener)| match listener {
+                Listener::Failed(_, _, why) => Some((listen.clone(), why.clone())),
+                Listener::Bound(_) | Listener::Serving { .. } => None,
+            })
+            .collect()
+    }
+}
