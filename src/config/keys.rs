@@ -108,7 +108,7 @@ const ADMIN: &[Key] = &[
         name: "public_listen",
         kind: Kind::Text("an address, a unix socket or \"off\"", "0.0.0.0:9902"),
         default: Default::Is("\"off\""),
-        doc: "Only /livez, /readyz and /metrics, on any address: for a kubelet and Prometheus.",
+        doc: "Only /livez, /readyz and /metrics, on any address ([::] takes IPv6 alone): for a kubelet and Prometheus.",
         elsewhere: &[("Kong", "status_listen")],
     },
 ];

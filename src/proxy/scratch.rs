@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 
 /// Bytes read from a socket at once, at most. Reads, records and writes are batched by this, and
-/// system calls are the larger part of a relay's cost: see docs/decisions and `bench/`.
+/// system calls are the larger part of a relay's cost: see docs/decisions/0010-scratch-of-128-kib.md.
 pub(crate) const WIRE: usize = 128 * 1024;
 
 /// What rustls may hold back of an incomplete record and hand out with a later read.
