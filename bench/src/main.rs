@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use rustls::SupportedCipherSuite;
@@ -31,6 +32,9 @@ mod proxy;
 mod report;
 mod upstream;
 mod workload;
+
+/// Many times what the longest round takes on a busy machine; past that something hangs.
+const ROUND_DEADLINE: Duration = Duration::from_secs(180);
 
 /// Measures what tlsward costs.
 ///
@@ -266,7 +270,10 @@ impl Stage<'_> {
                     upstream: &started.upstream,
                 };
                 let before = machine::plain_copy()?;
-                let sample = workload.round(&world, self.options.quick).await?;
+                let round = workload.round(&world, self.options.quick);
+                let sample = tokio::time::timeout(ROUND_DEADLINE, round)
+                    .await
+                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a round hangs"))??;
                 let after = machine::plain_copy()?;
                 series.rounds.push(Round {
                     sample,
