@@ -420,7 +420,14 @@ impl Drop for Slot {
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::ServerName;
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
+    use crate::config::{Host, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
+    use crate::metrics::Metrics;
+    use crate::route::Presented;
+    use crate::tls::test_pki::{Ca, client, policy, trust};
 
     #[test]
     fn callers_are_admitted_by_network_or_by_the_ids_that_the_kernel_vouches_for() {
@@ -479,5 +486,117 @@ mod tests {
         let why = Bound::bind(&Listen::Tcp(address)).unwrap_err();
         assert_eq!(why.reason, Reason::BindFailed);
         assert!(why.detail.contains(&address.to_string()), "{why}");
+    }
+
+    /// A session store with a bug, met as soon as a handshake begins.
+    #[derive(Debug)]
+    struct Buggy;
+
+    impl rustls::client::ClientSessionStore for Buggy {
+        fn set_kx_hint(&self, _: ServerName<'static>, _: rustls::NamedGroup) {}
+        fn kx_hint(&self, _: &ServerName<'_>) -> Option<rustls::NamedGroup> {
+            panic!("a bug")
+        }
+        fn set_tls12_session(
+            &self,
+            _: ServerName<'static>,
+            _: rustls::client::Tls12ClientSessionValue,
+        ) {
+        }
+        fn tls12_session(
+            &self,
+            _: &ServerName<'_>,
+        ) -> Option<rustls::client::Tls12ClientSessionValue> {
+            None
+        }
+        fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+        fn insert_tls13_ticket(
+            &self,
+            _: ServerName<'static>,
+            _: rustls::client::Tls13ClientSessionValue,
+        ) {
+        }
+        fn take_tls13_ticket(
+            &self,
+            _: &ServerName<'static>,
+        ) -> Option<rustls::client::Tls13ClientSessionValue> {
+            None
+        }
+    }
+
+    fn route(to: SocketAddr, tls: rustls::ClientConfig) -> Route {
+        let service = ServiceName::parse("buggy").unwrap();
+        let metrics = Metrics::new("test").service(&service);
+        Route {
+            service,
+            upstream: vec![UpstreamAddress {
+                host: Host::Address(to.ip()),
+                port: to.port(),
+            }],
+            server_name: None,
+            tls: Arc::new(tls),
+            identity: Presented::Nothing,
+            timeouts: Timeouts {
+                connect: Duration::from_secs(10),
+                idle: None,
+                max_lifetime: None,
+                close: Duration::from_secs(60),
+            },
+            keepalive: None,
+            unclean_close: UncleanClose::Reset,
+            callers: Callers::Anyone,
+            max_connections: None,
+            log: false,
+            retired: CancellationToken::new(),
+            retire_over: None,
+            metrics,
+        }
+    }
+
+    #[tokio::test]
+    async fn one_connections_bug_is_a_reset_and_counted_as_internal_and_the_next_is_served() {
+        let upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let ca = Ca::new("CA");
+        let config = client(&policy(), None, &trust(&[&ca]));
+        let mut config = rustls::ClientConfig::clone(&config);
+        config.resumption = rustls::client::Resumption::store(Arc::new(Buggy));
+        let route = Arc::new(route(upstream.local_addr().unwrap(), config));
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let listening = Bound::bind(&Listen::Tcp(address))
+            .unwrap()
+            .listen()
+            .unwrap();
+        let (_routes, receiver) = watch::channel(Some(Arc::clone(&route)));
+        let shutdown = Shutdown::default();
+        let serving = listening.serve(
+            receiver,
+            Arc::default(),
+            shutdown.clone(),
+            CancellationToken::new(),
+        );
+        let callers = async {
+            for _ in 0..2 {
+                // The reset may come before connect() has returned.
+                let ended = async {
+                    let mut caller = TcpStream::connect(address).await?;
+                    caller.read(&mut [0]).await
+                };
+                let ended = ended.await.map_err(|error| error.kind());
+                assert_eq!(ended, Err(io::ErrorKind::ConnectionReset));
+            }
+            shutdown.drain().cancel();
+        };
+        let (served, ()) = tokio::join!(serving, callers);
+        served.unwrap();
+        shutdown.connections().close();
+        shutdown.connections().wait().await;
+
+        let traffic = route.metrics.traffic();
+        assert_eq!((traffic.open, traffic.failed), (0, 2));
+        let reason = traffic.last_failure.map(|last| last.failure.why.reason);
+        assert_eq!(reason, Some(Reason::Internal));
     }
 }
