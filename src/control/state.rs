@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::crypto::CryptoProvider;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +12,7 @@ use crate::config::{Config, Listen, OnRotation, Service, ServiceName, Verify};
 use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
 use crate::route::{Presented, Route};
-use crate::tls::client_config::client_config;
+use crate::tls::client_config::{Connector, client_config};
 
 /// The configuration in force, the credentials, and the routes that follow from them.
 #[derive(Debug)]
@@ -264,7 +263,7 @@ impl State {
         &self,
         service: &Service,
         same: Option<&Arc<Route>>,
-    ) -> Result<Arc<ClientConfig>, Explained> {
+    ) -> Result<Arc<Connector>, Explained> {
         if let Some(route) = same {
             return Ok(Arc::clone(&route.tls));
         }
@@ -284,12 +283,7 @@ impl State {
         )
     }
 
-    fn route(
-        &self,
-        service: &Service,
-        tls: Arc<ClientConfig>,
-        retired: CancellationToken,
-    ) -> Route {
+    fn route(&self, service: &Service, tls: Arc<Connector>, retired: CancellationToken) -> Route {
         let presented = service
             .identity
             .as_ref()
