@@ -557,6 +557,26 @@ fn name_constraints_and_path_length_of_a_ca_are_held_to() {
     }
 }
 
+/// OpenSSL holds to it too; webpki knows no path length of an anchor.
+#[test]
+fn the_path_length_of_an_anchor_is_held_to() {
+    let limited = |length| {
+        Ca::with("root", |params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(length));
+        })
+    };
+    let root = limited(0);
+    verify(&policy(), &[&root], &root.server(), &[]).unwrap();
+    let below = root.intermediate("below");
+    let (reason, detail, _) = refused(verify(&policy(), &[&root], &below.server(), &[&below]));
+    assert_eq!(reason, Reason::BadCertificate);
+    assert_holds(&detail, &["1 CAs", "CN=root", "pathLenConstraint allows 0"]);
+
+    let root = limited(1);
+    let below = root.intermediate("below");
+    verify(&policy(), &[&root], &below.server(), &[&below]).unwrap();
+}
+
 #[test]
 fn a_failure_is_forgotten_when_the_next_verification_begins() {
     let (ca, other) = (Ca::new("root"), Ca::new("other"));
