@@ -210,6 +210,12 @@ fn anchor(der: &CertificateDer<'static>, now: UnixTime) -> Result<Anchor, String
     }
 }
 
+/// Whether its keyUsage can be read and leaves out keyCertSign (RFC 5280 section 6.1.4 (n)).
+pub(super) fn is_not_to_issue(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.key_usage();
+    usage.is_ok_and(|usage| usage.is_some_and(|usage| !usage.value.key_cert_sign()))
+}
+
 fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
     let constraints = certificate.basic_constraints().ok()??;
     constraints.value.path_len_constraint
@@ -243,12 +249,11 @@ fn not_a_ca(certificate: &X509Certificate<'_>) -> Option<String> {
             ));
         }
     }
-    match certificate.key_usage() {
-        Err(error) => return Some(format!("keyUsage cannot be read: {error}")),
-        Ok(Some(usage)) if !usage.value.key_cert_sign() => {
-            return Some("its keyUsage does not include keyCertSign".to_owned());
-        }
-        Ok(_) => {}
+    if let Err(error) = certificate.key_usage() {
+        return Some(format!("keyUsage cannot be read: {error}"));
+    }
+    if is_not_to_issue(certificate) {
+        return Some("its keyUsage does not include keyCertSign".to_owned());
     }
     match certificate.extended_key_usage() {
         Err(error) => Some(format!("extendedKeyUsage cannot be read: {error}")),

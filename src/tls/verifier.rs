@@ -22,7 +22,7 @@ use webpki::{
 
 use super::names;
 use super::summary;
-use super::trust::Trust;
+use super::trust::{self, Trust};
 use crate::config::{CrlExpired, NamePattern, TlsPolicy, Verify};
 use crate::failure::{Explained, Reason};
 
@@ -202,6 +202,15 @@ impl Verifier {
                 )),
             };
             return Err((error, Box::new(presented.anchor_expired(anchor))));
+        }
+        // webpki asks basicConstraints only, which may say CA:TRUE of a key that is not to issue.
+        if let Some(ca) = path
+            .intermediate_certificates()
+            .map(webpki::Cert::der)
+            .find(|ca| summary::parse(ca).is_ok_and(|ca| trust::is_not_to_issue(&ca)))
+        {
+            let refusal = presented.may_not_issue(&ca);
+            return Err((webpki::Error::EndEntityUsedAsCa, Box::new(refusal)));
         }
         // RFC 5280 section 4.2.1.9: self-issued CAs do not count.
         let below = path

@@ -176,6 +176,20 @@ impl Presented<'_> {
         }
     }
 
+    pub(super) fn may_not_issue(&self, issuer: &CertificateDer<'_>) -> Refusal {
+        Refusal {
+            error: other(webpki::Error::EndEntityUsedAsCa),
+            why: self.about_leaf(
+                Reason::BadCertificate,
+                &format!(
+                    "the intermediate {} may not issue certificates: its keyUsage does not \
+                     include keyCertSign",
+                    phrase(issuer)
+                ),
+            ),
+        }
+    }
+
     pub(super) fn too_many_below(
         &self,
         below: usize,

@@ -1,6 +1,6 @@
 use rcgen::{
     BasicConstraints, CustomExtension, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    NameConstraints, SanType,
+    KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls::{AlertDescription, Error};
 
@@ -575,6 +575,23 @@ fn the_path_length_of_an_anchor_is_held_to() {
     let root = limited(1);
     let below = root.intermediate("below");
     verify(&policy(), &[&root], &below.server(), &[&below]).unwrap();
+}
+
+/// RFC 5280 section 6.1.4 (n); webpki takes basicConstraints alone for an answer.
+#[test]
+fn an_intermediate_whose_key_usage_is_not_to_sign_certificates_issues_nothing() {
+    let root = Ca::new("root");
+    let with = |usages: &[KeyUsagePurpose]| {
+        root.intermediate_with("below", |params| params.key_usages = usages.into())
+    };
+    for usages in [&[][..], &[KeyUsagePurpose::KeyCertSign]] {
+        let below = with(usages);
+        verify(&policy(), &[&root], &below.server(), &[&below]).unwrap();
+    }
+    let below = with(&[KeyUsagePurpose::DigitalSignature]);
+    let (reason, detail, _) = refused(verify(&policy(), &[&root], &below.server(), &[&below]));
+    assert_eq!(reason, Reason::BadCertificate);
+    assert_holds(&detail, &["CN=server", "CN=below", "keyCertSign"]);
 }
 
 #[test]
