@@ -19,7 +19,7 @@ use rcgen::{
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -28,7 +28,7 @@ use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::handshake::handshake;
 use crate::proxy::session::{Buffered, Session as _};
-use crate::tls::client_config::client_config;
+use crate::tls::client_config::{Connector, client_config};
 use crate::tls::identity::Identity;
 use crate::tls::trust::Trust;
 
@@ -144,7 +144,7 @@ fn in_the_handshake(bytes: &[u8], pace: u8) {
     };
     let handshaken = {
         let name = MATERIAL.server_name.clone();
-        let handshake = pin!(handshake(&mut stream, Arc::clone(&MATERIAL.client), name));
+        let handshake = pin!(handshake(&mut stream, &MATERIAL.client, name));
         handshake.poll(&mut Context::from_waker(Waker::noop()))
     };
     match handshaken {
@@ -277,7 +277,7 @@ struct Material {
     /// Lines of private keys.
     secrets: Vec<String>,
     server_name: ServerName<'static>,
-    client: Arc<ClientConfig>,
+    client: Arc<Connector>,
     server: Arc<ServerConfig>,
 }
 
@@ -367,7 +367,7 @@ impl Material {
 
     /// Both ends after a good handshake, with nothing left to read.
     fn shake_hands(&self) -> (ClientConnection, ServerConnection) {
-        let client = ClientConnection::new(Arc::clone(&self.client), self.server_name.clone());
+        let client = self.client.connection(self.server_name.clone());
         let server = ServerConnection::new(Arc::clone(&self.server));
         let (mut client, mut server) = client
             .and_then(|client| Ok((client, server?)))

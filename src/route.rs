@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Callers, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
 use crate::metrics::ServiceMetrics;
+use crate::tls::client_config::Connector;
 
 /// The way of a connection: where to, how, and with which identity.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(crate) struct Route {
     /// SNI and verified name; `None`: the host that is dialled.
     pub(crate) server_name: Option<ServerName<'static>>,
     /// Presents the service's identity and verifies as configured.
-    pub(crate) tls: Arc<ClientConfig>,
+    pub(crate) tls: Arc<Connector>,
     /// The client certificate that `tls` presents, or that it was said to present none.
     pub(crate) identity: Presented,
     pub(crate) timeouts: Timeouts,

@@ -1,5 +1,5 @@
 //! From bytes of certificates and keys, and from the configured policy, to a ready
-//! [`rustls::ClientConfig`]. No I/O and no clock: bytes, the time and the crypto provider are
+//! [`Connector`](client_config::Connector). No I/O and no clock: bytes, the time and the crypto provider are
 //! arguments. (The age of resumable sessions is measured by the monotonic clock.)
 
 pub(crate) mod client_config;

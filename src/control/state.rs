@@ -4,16 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use rustls::ClientConfig;
 use rustls::crypto::CryptoProvider;
 use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
-use crate::config::{Config, Listen, OnRotation, Service, ServiceName, Verify};
+use crate::config::{
+    Callers, Config, CrlExpired, Listen, OnRotation, Service, ServiceName, Verify,
+};
 use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
 use crate::route::{Presented, Route};
-use crate::tls::client_config::client_config;
+use crate::tls::client_config::{Connector, client_config};
 
 /// The configuration in force, the credentials, and the routes that follow from them.
 #[derive(Debug)]
@@ -264,7 +265,7 @@ impl State {
         &self,
         service: &Service,
         same: Option<&Arc<Route>>,
-    ) -> Result<Arc<ClientConfig>, Explained> {
+    ) -> Result<Arc<Connector>, Explained> {
         if let Some(route) = same {
             return Ok(Arc::clone(&route.tls));
         }
@@ -284,12 +285,7 @@ impl State {
         )
     }
 
-    fn route(
-        &self,
-        service: &Service,
-        tls: Arc<ClientConfig>,
-        retired: CancellationToken,
-    ) -> Route {
+    fn route(&self, service: &Service, tls: Arc<Connector>, retired: CancellationToken) -> Route {
         let presented = service
             .identity
             .as_ref()
@@ -339,16 +335,28 @@ impl Basis {
 
 /// Whether callers may be served as `old` says while `new` waits for its credentials: not where
 /// that is another service, and not where `new` promises what `old` does not (an identity, a
-/// verified server).
+/// verified server, a pin, fewer callers).
 fn stands_in_for(old: &Service, new: &Service) -> bool {
     let strictness = |verify| match verify {
         Verify::None => 0,
         Verify::Chain => 1,
         Verify::Full => 2,
     };
+    let (was, asks) = (&old.tls, &new.tls);
+    let holds_to_lists = |service: &Service| {
+        let crl = service.trust.as_ref().map(|trust| trust.crl.is_some());
+        (crl == Some(true)).then_some(service.tls.crl_expired == CrlExpired::Refuse)
+    };
     old.name == new.name
         && (old.identity.is_some() || new.identity.is_none())
-        && strictness(old.tls.verify) >= strictness(new.tls.verify)
+        && strictness(was.verify) >= strictness(asks.verify)
+        // `None` is less than anything, and `false` than `true`.
+        && holds_to_lists(old) >= holds_to_lists(new)
+        && (asks.pins.is_empty() || was.pins == asks.pins)
+        && (asks.allowed_names.is_empty() || was.allowed_names == asks.allowed_names)
+        && asks.verify_depth.is_none_or(|asked| was.verify_depth.is_some_and(|was| was <= asked))
+        && was.min_version >= asks.min_version
+        && (new.allow_callers == Callers::Anyone || old.allow_callers == new.allow_callers)
 }
 
 fn not_built() -> Explained {

@@ -97,7 +97,7 @@ async fn attempt(
     progress.reach(Phase::Handshake);
     let name = route.server_name_for(upstream);
     let begun = Instant::now();
-    let session = handshake(&mut stream, Arc::clone(&route.tls), name.clone())
+    let session = handshake(&mut stream, &route.tls, name.clone())
         .await
         .map_err(|error| outcome::handshake_failed(error, &name, &route.identity))?;
     let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);

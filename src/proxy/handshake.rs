@@ -3,16 +3,16 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::{ClientConfig, ClientConnection};
+use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::relay::Sink;
 use super::scratch;
 use crate::failure::Explained;
+use crate::tls::client_config::Connector;
 use crate::tls::verifier;
 
 /// Read at once, at most. What follows the handshake in the same read is plaintext that rustls
@@ -50,12 +50,13 @@ pub(crate) enum HandshakeError {
 /// The session is lost; close the stream.
 pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    config: Arc<ClientConfig>,
+    connector: &Connector,
     server_name: ServerName<'static>,
 ) -> Result<Box<ClientConnection>, HandshakeError> {
-    let alpn_offered = !config.alpn_protocols.is_empty();
-    let connection =
-        ClientConnection::new(config, server_name).map_err(|error| HandshakeError::Tls {
+    let alpn_offered = connector.offers_alpn();
+    let connection = connector
+        .connection(server_name)
+        .map_err(|error| HandshakeError::Tls {
             error,
             verdict: None,
             server_accepted: false,
@@ -186,6 +187,7 @@ fn looks_like_tls(first: &[u8]) -> bool {
 mod tests {
     use std::collections::VecDeque;
     use std::io::{Read as _, Write as _};
+    use std::sync::Arc;
 
     use rustls::{AlertDescription, ServerConnection};
 
@@ -269,7 +271,7 @@ mod tests {
         };
         let client = client(&policy(), None, &trust(&[&ca]));
         let name = ServerName::try_from("localhost").unwrap();
-        let mut session = handshake(&mut wire, client, name).await.unwrap();
+        let mut session = handshake(&mut wire, &client, name).await.unwrap();
         let mut said = String::new();
         session.reader().read_to_string(&mut said).unwrap();
         assert_eq!(said, "goodbye");
@@ -289,7 +291,7 @@ mod tests {
         };
         let client = client(&policy(), None, &trust(&[&ca]));
         let name = ServerName::try_from("localhost").unwrap();
-        let error = handshake(&mut wire, client, name).await.unwrap_err();
+        let error = handshake(&mut wire, &client, name).await.unwrap_err();
         let HandshakeError::Tls { error, .. } = error else {
             panic!("{error:?}")
         };

@@ -167,8 +167,11 @@ fn tls_failed(
             failure.alert = Some(name);
             return Some(failure);
         }
-        TlsError::InvalidCertificate(error) => verdict
-            .unwrap_or_else(|| Explained::new(certificate_reason(error), format!("{error:?}"))),
+        // Before rustls' own words: where our key cannot sign, for example, it has none that fit.
+        _ if verdict.is_some() => verdict?,
+        TlsError::InvalidCertificate(error) => {
+            Explained::new(certificate_reason(error), format!("{error:?}"))
+        }
         TlsError::PeerIncompatible(
             incompatible @ (PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
@@ -391,6 +394,21 @@ mod tests {
             reason(A::InternalError, true, &certificate()),
             Reason::Alert
         );
+    }
+
+    #[test]
+    fn what_was_found_wrong_in_the_handshake_is_told_whatever_rustls_calls_it() {
+        // How it looks where our key makes no signature that the server takes.
+        let error = HandshakeError::Tls {
+            error: TlsError::General("cannot sign".into()),
+            verdict: Some(Explained::new(Reason::NoSharedCipher, "our client key …")),
+            server_accepted: true,
+        };
+        let name = ServerName::try_from("localhost").unwrap();
+        let failure = handshake_failed(error, &name, &certificate());
+        assert_eq!(failure.side, Side::Upstream);
+        assert_eq!(failure.why.reason, Reason::NoSharedCipher, "{failure}");
+        assert_eq!(failure.why.detail, "our client key …");
     }
 
     #[test]

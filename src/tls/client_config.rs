@@ -2,20 +2,74 @@
 
 use std::sync::Arc;
 
-use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::client::{ClientConnection, ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{
     ClientConfig, NamedGroup, ProtocolVersion, SignatureAlgorithm, SignatureScheme,
     SupportedProtocolVersion,
 };
+use rustls_pki_types::ServerName;
 
 use super::identity::Identity;
-use super::tickets::Tickets;
+use super::tickets::{ConnectionTickets, Tickets};
 use super::trust::Trust;
 use super::verifier::{Verifier, record_failure};
 use crate::config::{CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
 use crate::failure::{Explained, Reason};
+
+/// Makes the connections of one service, identity generation and trust generation.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    /// Resumes nothing by itself: see `connection`.
+    config: Arc<ClientConfig>,
+    /// `None` where the policy wants no resumption.
+    tickets: Option<Arc<Tickets>>,
+}
+
+impl Connector {
+    /// A connection that has said nothing yet. It sees the sessions through a store of its own,
+    /// which knows since when the server of those that it adds is verified.
+    ///
+    /// # Errors
+    /// As [`ClientConnection::new`].
+    pub(crate) fn connection(
+        &self,
+        server_name: ServerName<'static>,
+    ) -> Result<ClientConnection, rustls::Error> {
+        let Some(tickets) = &self.tickets else {
+            return ClientConnection::new(Arc::clone(&self.config), server_name);
+        };
+        let mut config = ClientConfig::clone(&self.config);
+        config.resumption = Resumption::store(Arc::new(ConnectionTickets::new(tickets)));
+        ClientConnection::new(Arc::new(config), server_name)
+    }
+
+    /// Whether application protocols are offered.
+    pub(crate) fn offers_alpn(&self) -> bool {
+        !self.config.alpn_protocols.is_empty()
+    }
+
+    /// The same, verifier, resolver and sessions included, with another configuration.
+    #[cfg(test)]
+    pub(super) fn changed(&self, change: impl FnOnce(&mut ClientConfig)) -> Arc<Self> {
+        let mut config = ClientConfig::clone(&self.config);
+        change(&mut config);
+        Arc::new(Self {
+            config: Arc::new(config),
+            tickets: self.tickets.clone(),
+        })
+    }
+
+    /// The same with the sessions of this store.
+    #[cfg(test)]
+    pub(super) fn with_tickets(&self, tickets: Option<Arc<Tickets>>) -> Arc<Self> {
+        Arc::new(Self {
+            config: Arc::clone(&self.config),
+            tickets,
+        })
+    }
+}
 
 /// A client configuration that presents `identity` (`None`: no certificate at all), trusts `trust`
 /// and holds to `policy`. To be made once per service, identity generation and trust generation:
@@ -31,7 +85,7 @@ pub(crate) fn client_config(
     identity: Option<&Identity>,
     trust: Option<&Arc<Trust>>,
     provider: &CryptoProvider,
-) -> Result<Arc<ClientConfig>, Explained> {
+) -> Result<Arc<Connector>, Explained> {
     let verifier = Arc::new(Verifier::new(policy, trust, provider));
     let versions = versions(policy)?;
     let provider = CryptoProvider {
@@ -51,16 +105,16 @@ pub(crate) fn client_config(
     };
     config.alpn_protocols = policy.alpn.iter().map(|name| name.clone().into()).collect();
     config.enable_sni = policy.sni;
-    config.resumption = match policy.resumption {
-        true => Resumption::store(Arc::new(Tickets::new())),
-        false => Resumption::disabled(),
-    };
+    config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_secret_extraction = false;
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
     config.max_fragment_size = None;
-    Ok(Arc::new(config))
+    Ok(Arc::new(Connector {
+        config: Arc::new(config),
+        tickets: policy.resumption.then(|| Arc::new(Tickets::new())),
+    }))
 }
 
 /// What is dangerous about a policy: to be said at every start and in status.

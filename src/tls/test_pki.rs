@@ -12,11 +12,11 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use time::OffsetDateTime;
 
-use super::client_config::client_config;
+use super::client_config::{Connector, client_config};
 use super::identity::Identity;
 use super::trust::Trust;
 use super::verifier::take_failure;
@@ -254,16 +254,14 @@ pub(crate) fn client(
     policy: &TlsPolicy,
     identity: Option<&Identity>,
     trust: &Arc<Trust>,
-) -> Arc<ClientConfig> {
+) -> Arc<Connector> {
     let config = client_config(policy, identity, Some(trust), &provider()).unwrap();
     at(&config, NOW)
 }
 
 /// The same configuration (verifier, resolver and session store included) at another time.
-pub(crate) fn at(config: &Arc<ClientConfig>, secs: i64) -> Arc<ClientConfig> {
-    let mut config = ClientConfig::clone(config);
-    config.time_provider = Arc::new(Stopped(secs));
-    Arc::new(config)
+pub(crate) fn at(config: &Connector, secs: i64) -> Arc<Connector> {
+    config.changed(|config| config.time_provider = Arc::new(Stopped(secs)))
 }
 
 #[derive(Debug)]
@@ -347,7 +345,7 @@ pub(crate) struct Broken {
 
 /// Runs a handshake in memory, until nobody has anything more to say (tickets included).
 pub(crate) fn handshake(
-    client: &Arc<ClientConfig>,
+    client: &Connector,
     server: ServerConfig,
     name: &str,
 ) -> Result<Established, Box<Broken>> {
@@ -356,12 +354,12 @@ pub(crate) fn handshake(
 
 /// The same with a server that outlives it, as resumption needs.
 pub(crate) fn handshake_with(
-    client: &Arc<ClientConfig>,
+    client: &Connector,
     server: &Arc<ServerConfig>,
     name: &str,
 ) -> Result<Established, Box<Broken>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
+    let mut client = client.connection(name).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     loop {
         let (mut up, mut down) = (Vec::new(), Vec::new());

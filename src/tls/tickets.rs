@@ -2,12 +2,17 @@
 //! one trust generation. Never shared, so that no session outlives the certificate or the CAs
 //! under which it began.
 //!
+//! Each connection has a store of its own over it, because rustls does not say from which
+//! connection a session comes, and one that was resumed gets new tickets in turn: were their age
+//! counted from their arrival, a server that is never idle for [`MAX_AGE`] would be verified once
+//! and never again.
+//!
 //! rustls' own store keeps 8 tickets of each name; a server hands out one or two per connection,
 //! so that of a burst of new connections at most 8 could resume.
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::NamedGroup;
@@ -21,9 +26,10 @@ const TICKETS_PER_NAME: usize = 64;
 /// Server names kept. A service has one per upstream host.
 const NAMES: usize = 32;
 
-/// How old a session may be. A resumed session repeats neither the checks of the server's
-/// certificate nor those of the revocation lists, so this bounds how long an expired or revoked
-/// certificate goes unnoticed where nothing is reloaded. RFC 8446 allows 7 days.
+/// For how long after the server was verified its sessions, and those that follow from them, are
+/// resumed. A resumed session repeats neither the checks of the server's certificate nor those of
+/// the revocation lists, so this bounds how long an expired or revoked certificate goes unnoticed
+/// where nothing is reloaded. RFC 8446 allows 7 days.
 const MAX_AGE: Duration = Duration::from_secs(60 * 60);
 
 /// TLS 1.3 tickets (single-use, newest first), TLS 1.2 sessions and the key exchange group that
@@ -44,7 +50,9 @@ struct Server {
     tls13: VecDeque<Aged<Tls13ClientSessionValue>>,
 }
 
+#[derive(Clone)]
 struct Aged<T> {
+    /// The connection on which the server was verified began then.
     since: Instant,
     session: T,
 }
@@ -89,43 +97,72 @@ impl Tickets {
         servers.push_back((name, server));
     }
 
-    fn aged<T>(&self, session: T) -> Aged<T> {
-        Aged {
-            since: (self.clock)(),
-            session,
-        }
-    }
-
     fn is_fresh(&self, since: Instant) -> bool {
         (self.clock)().saturating_duration_since(since) <= MAX_AGE
     }
 }
 
-impl ClientSessionStore for Tickets {
+/// The store as one connection sees it.
+#[derive(Debug)]
+pub(super) struct ConnectionTickets {
+    tickets: Arc<Tickets>,
+    began: Instant,
+    /// Since when the server of the session that was given is verified. Whether it took the
+    /// session is not known here; if it did not, its new sessions end too early, not too late.
+    given: OnceLock<Instant>,
+}
+
+impl ConnectionTickets {
+    /// For a connection that begins now.
+    pub(super) fn new(tickets: &Arc<Tickets>) -> Self {
+        Self {
+            began: (tickets.clock)(),
+            tickets: Arc::clone(tickets),
+            given: OnceLock::new(),
+        }
+    }
+
+    fn give<T>(&self, aged: Aged<T>) -> T {
+        self.given.get_or_init(|| aged.since);
+        aged.session
+    }
+
+    fn aged<T>(&self, session: T) -> Aged<T> {
+        Aged {
+            since: self.given.get().copied().unwrap_or(self.began),
+            session,
+        }
+    }
+}
+
+impl ClientSessionStore for ConnectionTickets {
     fn set_kx_hint(&self, server_name: ServerName<'static>, group: NamedGroup) {
-        self.write(server_name, |server| server.group = Some(group));
+        self.tickets
+            .write(server_name, |server| server.group = Some(group));
     }
 
     fn kx_hint(&self, server_name: &ServerName<'_>) -> Option<NamedGroup> {
-        self.read(server_name, |server| server.group)
+        self.tickets.read(server_name, |server| server.group)
     }
 
     fn set_tls12_session(&self, server_name: ServerName<'static>, value: Tls12ClientSessionValue) {
         let session = self.aged(value);
-        self.write(server_name, |server| server.tls12 = Some(session));
+        self.tickets
+            .write(server_name, |server| server.tls12 = Some(session));
     }
 
     fn tls12_session(&self, server_name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        self.read(server_name, |server| {
+        let session = self.tickets.read(server_name, |server| {
             server
                 .tls12
-                .take_if(|session| !self.is_fresh(session.since));
-            server.tls12.as_ref().map(|aged| aged.session.clone())
-        })
+                .take_if(|session| !self.tickets.is_fresh(session.since));
+            server.tls12.clone()
+        })?;
+        Some(self.give(session))
     }
 
     fn remove_tls12_session(&self, server_name: &ServerName<'static>) {
-        self.read(server_name, |server| server.tls12.take());
+        self.tickets.read(server_name, |server| server.tls12.take());
     }
 
     fn insert_tls13_ticket(
@@ -134,7 +171,7 @@ impl ClientSessionStore for Tickets {
         value: Tls13ClientSessionValue,
     ) {
         let ticket = self.aged(value);
-        self.write(server_name, |server| {
+        self.tickets.write(server_name, |server| {
             if server.tls13.len() >= TICKETS_PER_NAME {
                 server.tls13.pop_front();
             }
@@ -146,15 +183,14 @@ impl ClientSessionStore for Tickets {
         &self,
         server_name: &ServerName<'static>,
     ) -> Option<Tls13ClientSessionValue> {
-        self.read(server_name, |server| {
-            let newest = server.tls13.pop_back()?;
-            if self.is_fresh(newest.since) {
-                return Some(newest.session);
-            }
-            // What is older than the newest is too old as well.
-            server.tls13.clear();
-            None
-        })
+        let ticket = self.tickets.read(server_name, |server| {
+            // Not in order of `since`: a resumed connection adds old ones.
+            server
+                .tls13
+                .retain(|ticket| self.tickets.is_fresh(ticket.since));
+            server.tls13.pop_back()
+        })?;
+        Some(self.give(ticket))
     }
 }
 
@@ -170,12 +206,11 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use rustls::ClientConfig;
-    use rustls::client::Resumption;
+    use rustls::HandshakeKind;
 
     use super::*;
     use crate::config::{TlsPolicy, TlsVersion};
-    use crate::tls::test_pki::{Ca, client, handshake, policy, server, trust};
+    use crate::tls::test_pki::{Ca, client, handshake, handshake_with, policy, server, trust};
 
     /// A store with a clock that stands still until it is told.
     fn store() -> (Arc<Tickets>, Arc<AtomicU64>) {
@@ -188,22 +223,26 @@ mod tests {
     /// Fills the store as a server that sends `tickets` after one handshake does.
     fn fill(store: &Arc<Tickets>, policy: &TlsPolicy, name: &str, tickets: usize) {
         let ca = Ca::new("root");
-        let mut config = ClientConfig::clone(&client(policy, None, &trust(&[&ca])));
-        config.resumption = Resumption::store(Arc::clone(store) as Arc<dyn ClientSessionStore>);
+        let client = client(policy, None, &trust(&[&ca])).with_tickets(Some(Arc::clone(store)));
         let leaf = ca.server_with(|params| {
             let name = name.to_owned().try_into().unwrap();
             params.subject_alt_names = vec![rcgen::SanType::DnsName(name)];
         });
         let mut server = server(&leaf, &[]);
         server.send_tls13_tickets = tickets;
-        handshake(&Arc::new(config), server, name).unwrap();
+        handshake(&client, server, name).unwrap();
     }
 
     fn name(name: &str) -> ServerName<'static> {
         ServerName::try_from(name.to_owned()).unwrap()
     }
 
-    fn count(store: &Tickets, server: &str) -> usize {
+    fn new_connection(store: &Arc<Tickets>) -> ConnectionTickets {
+        ConnectionTickets::new(store)
+    }
+
+    fn count(store: &Arc<Tickets>, server: &str) -> usize {
+        let store = new_connection(store);
         std::iter::from_fn(|| store.take_tls13_ticket(&name(server))).count()
     }
 
@@ -220,13 +259,17 @@ mod tests {
     #[test]
     fn the_newest_ticket_is_given_first() {
         let (store, seconds) = store();
-        fill(&store, &policy(), "one", 1);
-        seconds.store(3_000, Ordering::Relaxed);
-        fill(&store, &policy(), "one", 1);
-        // By now the first is too old and the second is not.
-        seconds.store(4_000, Ordering::Relaxed);
-        assert!(store.take_tls13_ticket(&name("one")).is_some());
-        assert!(store.take_tls13_ticket(&name("one")).is_none());
+        fill(&store, &policy(), "source", 2);
+        let ticket = || new_connection(&store).take_tls13_ticket(&name("source"));
+        let (first, second) = (ticket().unwrap(), ticket().unwrap());
+        let old = new_connection(&store);
+        seconds.store(60, Ordering::Relaxed);
+        let young = new_connection(&store);
+        old.insert_tls13_ticket(name("one"), first);
+        young.insert_tls13_ticket(name("one"), second);
+        let third = new_connection(&store);
+        assert!(third.take_tls13_ticket(&name("one")).is_some());
+        assert_eq!(third.given.get(), Some(&young.began));
     }
 
     #[test]
@@ -237,7 +280,8 @@ mod tests {
                 max_version: version,
                 ..policy()
             };
-            let given = |store: &Tickets| {
+            let given = |store: &Arc<Tickets>| {
+                let store = new_connection(store);
                 store.take_tls13_ticket(&name("one")).is_some()
                     || store.tls12_session(&name("one")).is_some()
             };
@@ -251,13 +295,56 @@ mod tests {
     }
 
     #[test]
+    fn a_chain_of_resumptions_ends_an_hour_after_the_server_was_verified() {
+        for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
+            let policy = TlsPolicy {
+                min_version: version,
+                max_version: version,
+                ..policy()
+            };
+            let ca = Ca::new("root");
+            let server = Arc::new(server(&ca.server(), &[]));
+            let (store, seconds) = store();
+            let client = client(&policy, None, &trust(&[&ca])).with_tickets(Some(store));
+            let kind_at = |moment: u64| {
+                seconds.store(moment, Ordering::Relaxed);
+                let done = handshake_with(&client, &server, "localhost").unwrap();
+                done.client.handshake_kind().unwrap()
+            };
+            use HandshakeKind::{Full, Resumed};
+            for (moment, kind) in [
+                (0, Full),
+                (2_400, Resumed),
+                (3_600, Resumed),
+                (3_601, Full),
+                (7_201, Resumed),
+                (7_202, Full),
+            ] {
+                assert_eq!(kind_at(moment), kind, "{version:?} after {moment} s");
+            }
+        }
+    }
+
+    #[test]
+    fn a_ticket_that_comes_late_on_an_old_connection_is_not_younger_than_that() {
+        let (store, seconds) = store();
+        let old = new_connection(&store);
+        fill(&store, &policy(), "one", 1);
+        let ticket = new_connection(&store).take_tls13_ticket(&name("one"));
+        seconds.store(3_601, Ordering::Relaxed);
+        old.insert_tls13_ticket(name("one"), ticket.unwrap());
+        assert_eq!(count(&store, "one"), 0);
+    }
+
+    #[test]
     fn the_name_that_was_added_first_goes_when_there_are_too_many() {
         let (store, _) = store();
+        let connection = new_connection(&store);
         for number in 0..=NAMES {
-            store.set_kx_hint(name(&format!("host{number}")), NamedGroup::X25519);
+            connection.set_kx_hint(name(&format!("host{number}")), NamedGroup::X25519);
         }
-        assert_eq!(store.kx_hint(&name("host0")), None);
-        assert_eq!(store.kx_hint(&name("host1")), Some(NamedGroup::X25519));
+        assert_eq!(connection.kx_hint(&name("host0")), None);
+        assert_eq!(connection.kx_hint(&name("host1")), Some(NamedGroup::X25519));
         assert_eq!(store.servers().len(), NAMES);
     }
 

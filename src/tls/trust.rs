@@ -25,6 +25,8 @@ pub(crate) struct Trust {
     pub(crate) crls: Vec<CrlSummary>,
     /// Of `anchors`, in the same order.
     pub(super) roots: Vec<TrustAnchor<'static>>,
+    /// Of `anchors`, in the same order: how many CAs may stand below each (pathLenConstraint).
+    pub(super) path_lengths: Vec<Option<u32>>,
     /// Subject (DER) and subject key identifier of the anchors that have one.
     subject_keys: Vec<(Vec<u8>, Vec<u8>)>,
     /// Of `crls`, in the same order. webpki takes the first list that speaks for a certificate,
@@ -62,6 +64,7 @@ impl Trust {
             left_out: Vec::new(),
             crls: Vec::new(),
             roots: Vec::new(),
+            path_lengths: Vec::new(),
             subject_keys: Vec::new(),
             lists: Vec::new(),
         };
@@ -113,6 +116,7 @@ impl Trust {
                     Ok(anchor) => {
                         self.anchors.push(anchor.summary);
                         self.roots.push(anchor.root);
+                        self.path_lengths.push(anchor.path_length);
                         self.subject_keys.extend(anchor.subject_key);
                     }
                     Err(why) => {
@@ -175,6 +179,7 @@ impl fmt::Debug for Trust {
 struct Anchor {
     summary: CertificateSummary,
     root: TrustAnchor<'static>,
+    path_length: Option<u32>,
     subject_key: Option<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -198,10 +203,22 @@ fn anchor(der: &CertificateDer<'static>, now: UnixTime) -> Result<Anchor, String
             subject_key: summary::subject_key(&parsed)
                 .map(|key| (parsed.subject().as_raw().to_vec(), key.to_vec())),
             root: root.to_owned(),
+            path_length: path_length(&parsed),
             summary,
         }),
         Err(error) => refuse(&format!("cannot be read as a trust anchor: {error}")),
     }
+}
+
+/// Whether its keyUsage can be read and leaves out keyCertSign (RFC 5280 section 6.1.4 (n)).
+pub(super) fn is_not_to_issue(certificate: &X509Certificate<'_>) -> bool {
+    let usage = certificate.key_usage();
+    usage.is_ok_and(|usage| usage.is_some_and(|usage| !usage.value.key_cert_sign()))
+}
+
+fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
+    let constraints = certificate.basic_constraints().ok()??;
+    constraints.value.path_len_constraint
 }
 
 /// What RFC 5280 section 6.1.4 asks of an issuer. webpki asks nothing of an anchor, since an
@@ -232,12 +249,11 @@ fn not_a_ca(certificate: &X509Certificate<'_>) -> Option<String> {
             ));
         }
     }
-    match certificate.key_usage() {
-        Err(error) => return Some(format!("keyUsage cannot be read: {error}")),
-        Ok(Some(usage)) if !usage.value.key_cert_sign() => {
-            return Some("its keyUsage does not include keyCertSign".to_owned());
-        }
-        Ok(_) => {}
+    if let Err(error) = certificate.key_usage() {
+        return Some(format!("keyUsage cannot be read: {error}"));
+    }
+    if is_not_to_issue(certificate) {
+        return Some("its keyUsage does not include keyCertSign".to_owned());
     }
     match certificate.extended_key_usage() {
         Err(error) => Some(format!("extendedKeyUsage cannot be read: {error}")),

@@ -22,7 +22,7 @@ use webpki::{
 
 use super::names;
 use super::summary;
-use super::trust::Trust;
+use super::trust::{self, Trust};
 use crate::config::{CrlExpired, NamePattern, TlsPolicy, Verify};
 use crate::failure::{Explained, Reason};
 
@@ -181,13 +181,14 @@ impl Verifier {
         path: &VerifiedPath<'_>,
         presented: &Presented<'_>,
     ) -> Result<(), (webpki::Error, Box<Refusal>)> {
-        // webpki knows no validity of anchors, and one may expire while it is in use.
+        // webpki knows neither the validity of an anchor, and one may expire while it is in use,
+        // nor its path length.
         let anchor = trust
             .roots
             .iter()
             .position(|root| std::ptr::eq(root, path.anchor()))
-            .and_then(|index| trust.anchors.get(index));
-        let Some(anchor) = anchor else {
+            .and_then(|index| Some((trust.anchors.get(index)?, *trust.path_lengths.get(index)?)));
+        let Some((anchor, path_length)) = anchor else {
             return Err((
                 webpki::Error::UnknownIssuer,
                 Box::new(presented.internal("the path ends at an anchor that is not in the trust")),
@@ -201,6 +202,26 @@ impl Verifier {
                 )),
             };
             return Err((error, Box::new(presented.anchor_expired(anchor))));
+        }
+        // webpki asks basicConstraints only, which may say CA:TRUE of a key that is not to issue.
+        if let Some(ca) = path
+            .intermediate_certificates()
+            .map(webpki::Cert::der)
+            .find(|ca| summary::parse(ca).is_ok_and(|ca| trust::is_not_to_issue(&ca)))
+        {
+            let refusal = presented.may_not_issue(&ca);
+            return Err((webpki::Error::EndEntityUsedAsCa, Box::new(refusal)));
+        }
+        // RFC 5280 section 4.2.1.9: self-issued CAs do not count.
+        let below = path
+            .intermediate_certificates()
+            .filter(|ca| ca.subject() != ca.issuer())
+            .count();
+        if let Some(allowed) = path_length
+            && u32::try_from(below).is_ok_and(|below| below > allowed)
+        {
+            let refusal = presented.too_many_below(below, allowed, anchor);
+            return Err((webpki::Error::PathLenConstraintViolated, Box::new(refusal)));
         }
         let between = path.intermediate_certificates().count();
         match self.depth {

@@ -13,11 +13,16 @@ use crate::tls::test_pki::{Ca, Leaf, date, now, provider, unix};
 
 /// A configuration with one line of TOML for each service: name, port, identity, more keys.
 fn config(services: &[(&str, u16, &str, &str)]) -> Config {
+    config_with(services, "")
+}
+
+/// The same with these keys of TLS in every service.
+fn config_with(services: &[(&str, u16, &str, &str)], tls: &str) -> Config {
     let mut text = String::from("[defaults.tls]\nca = \"/ca.crt\"\n");
     for (name, port, identity, more) in services {
         text.push_str(&format!(
             "[services.{name}]\nlisten = \"127.0.0.1:{port}\"\nupstream = \"up:1\"\n{more}\n\
-             [services.{name}.tls]\ncert = \"/{identity}.crt\"\nkey = \"/{identity}.key\"\n"
+             [services.{name}.tls]\ncert = \"/{identity}.crt\"\nkey = \"/{identity}.key\"\n{tls}\n"
         ));
     }
     Config::parse(&text, Path::new("/config.toml"), &BTreeMap::new())
@@ -252,6 +257,36 @@ fn while_a_changed_service_waits_for_its_certificate_the_old_route_serves_on() {
         state.readiness(a),
         Readiness::Waiting { serving: true, .. }
     ));
+}
+
+#[test]
+fn the_old_route_does_not_serve_on_where_the_changed_service_asks_for_more() {
+    let ca = Ca::new("CA");
+    let pin = format!("pins = [\"sha256/{}=\"]", "A".repeat(43));
+    for asked in [
+        format!("tls.{pin}").as_str(),
+        "tls.allowed_names = [\"up\"]",
+        "tls.crl = \"/ca.crl\"",
+        "tls.verify_depth = 1",
+        "tls.min_version = \"1.3\"",
+        "allow_callers = [\"127.0.0.1/32\"]",
+    ] {
+        let of = |identity, more: &str| {
+            // The helper writes [services.a.tls] below.
+            let (above, below) = match more.strip_prefix("tls.") {
+                Some(tls) => ("", tls),
+                None => (more, ""),
+            };
+            config_with(&[("a", 1, identity, above)], below)
+        };
+        let mut state = state();
+        state.commit(of("a", ""));
+        give(&mut state, &[trust(&ca), identity("a", &ca.client())]);
+        state.rebuild();
+        state.commit(of("not-there-yet", asked));
+        assert!(state.rebuild().is_empty(), "{asked}");
+        assert_eq!(state.withdraw(), [listen(1)], "{asked}");
+    }
 }
 
 #[test]

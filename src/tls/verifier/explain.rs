@@ -176,6 +176,39 @@ impl Presented<'_> {
         }
     }
 
+    pub(super) fn may_not_issue(&self, issuer: &CertificateDer<'_>) -> Refusal {
+        Refusal {
+            error: other(webpki::Error::EndEntityUsedAsCa),
+            why: self.about_leaf(
+                Reason::BadCertificate,
+                &format!(
+                    "the intermediate {} may not issue certificates: its keyUsage does not \
+                     include keyCertSign",
+                    phrase(issuer)
+                ),
+            ),
+        }
+    }
+
+    pub(super) fn too_many_below(
+        &self,
+        below: usize,
+        allowed: u32,
+        anchor: &CertificateSummary,
+    ) -> Refusal {
+        Refusal {
+            error: other(webpki::Error::PathLenConstraintViolated),
+            why: self.about_leaf(
+                Reason::BadCertificate,
+                &format!(
+                    "{below} CAs stand between it and {} in ca, whose pathLenConstraint allows \
+                     {allowed}",
+                    anchor.phrase()
+                ),
+            ),
+        }
+    }
+
     pub(super) fn internal(&self, what: &str) -> Refusal {
         Refusal {
             error: CertificateError::ApplicationVerificationFailure,

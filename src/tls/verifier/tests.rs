@@ -1,6 +1,6 @@
 use rcgen::{
     BasicConstraints, CustomExtension, ExtendedKeyUsagePurpose, GeneralSubtree, IsCa,
-    NameConstraints, SanType,
+    KeyUsagePurpose, NameConstraints, SanType,
 };
 use rustls::{AlertDescription, Error};
 
@@ -555,6 +555,43 @@ fn name_constraints_and_path_length_of_a_ca_are_held_to() {
         assert_eq!(reason, Reason::BadCertificate);
         assert_holds(&detail, &[words]);
     }
+}
+
+/// OpenSSL holds to it too; webpki knows no path length of an anchor.
+#[test]
+fn the_path_length_of_an_anchor_is_held_to() {
+    let limited = |length| {
+        Ca::with("root", |params| {
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(length));
+        })
+    };
+    let root = limited(0);
+    verify(&policy(), &[&root], &root.server(), &[]).unwrap();
+    let below = root.intermediate("below");
+    let (reason, detail, _) = refused(verify(&policy(), &[&root], &below.server(), &[&below]));
+    assert_eq!(reason, Reason::BadCertificate);
+    assert_holds(&detail, &["1 CAs", "CN=root", "pathLenConstraint allows 0"]);
+
+    let root = limited(1);
+    let below = root.intermediate("below");
+    verify(&policy(), &[&root], &below.server(), &[&below]).unwrap();
+}
+
+/// RFC 5280 section 6.1.4 (n); webpki takes basicConstraints alone for an answer.
+#[test]
+fn an_intermediate_whose_key_usage_is_not_to_sign_certificates_issues_nothing() {
+    let root = Ca::new("root");
+    let with = |usages: &[KeyUsagePurpose]| {
+        root.intermediate_with("below", |params| params.key_usages = usages.into())
+    };
+    for usages in [&[][..], &[KeyUsagePurpose::KeyCertSign]] {
+        let below = with(usages);
+        verify(&policy(), &[&root], &below.server(), &[&below]).unwrap();
+    }
+    let below = with(&[KeyUsagePurpose::DigitalSignature]);
+    let (reason, detail, _) = refused(verify(&policy(), &[&root], &below.server(), &[&below]));
+    assert_eq!(reason, Reason::BadCertificate);
+    assert_holds(&detail, &["CN=server", "CN=below", "keyCertSign"]);
 }
 
 #[test]
