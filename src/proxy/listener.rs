@@ -427,6 +427,7 @@ mod tests {
     use crate::config::{Host, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
     use crate::metrics::Metrics;
     use crate::route::Presented;
+    use crate::tls::client_config::Connector;
     use crate::tls::test_pki::{Ca, client, policy, trust};
 
     #[test]
@@ -524,7 +525,7 @@ mod tests {
         }
     }
 
-    fn route(to: SocketAddr, tls: rustls::ClientConfig) -> Route {
+    fn route(to: SocketAddr, tls: Arc<Connector>) -> Route {
         let service = ServiceName::parse("buggy").unwrap();
         let metrics = Metrics::new("test").service(&service);
         Route {
@@ -534,7 +535,7 @@ mod tests {
                 port: to.port(),
             }],
             server_name: None,
-            tls: Arc::new(tls),
+            tls,
             identity: Presented::Nothing,
             timeouts: Timeouts {
                 connect: Duration::from_secs(10),
@@ -557,10 +558,12 @@ mod tests {
     async fn one_connections_bug_is_a_reset_and_counted_as_internal_and_the_next_is_served() {
         let upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let ca = Ca::new("CA");
-        let config = client(&policy(), None, &trust(&[&ca]));
-        let mut config = rustls::ClientConfig::clone(&config);
-        config.resumption = rustls::client::Resumption::store(Arc::new(Buggy));
-        let route = Arc::new(route(upstream.local_addr().unwrap(), config));
+        let mut policy = policy();
+        policy.resumption = false;
+        let connector = client(&policy, None, &trust(&[&ca])).changed(|config| {
+            config.resumption = rustls::client::Resumption::store(Arc::new(Buggy));
+        });
+        let route = Arc::new(route(upstream.local_addr().unwrap(), connector));
 
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();

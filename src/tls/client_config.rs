@@ -52,7 +52,7 @@ impl Connector {
 
     /// The same, verifier, resolver and sessions included, with another configuration.
     #[cfg(test)]
-    pub(super) fn changed(&self, change: impl FnOnce(&mut ClientConfig)) -> Arc<Self> {
+    pub(crate) fn changed(&self, change: impl FnOnce(&mut ClientConfig)) -> Arc<Self> {
         let mut config = ClientConfig::clone(&self.config);
         change(&mut config);
         Arc::new(Self {

@@ -22,13 +22,15 @@ use webpki::{
 
 use super::names;
 use super::summary;
-use super::trust::{self, Trust};
+use super::trust::Trust;
 use crate::config::{CrlExpired, NamePattern, TlsPolicy, Verify};
 use crate::failure::{Explained, Reason};
 
 mod explain;
+mod issuers;
 
 use explain::Presented;
+use issuers::Issuers;
 
 thread_local! {
     static FAILURE: RefCell<Option<Explained>> = const { RefCell::new(None) };
@@ -59,6 +61,7 @@ pub(super) struct Verifier {
     /// `None`, where a chain is to be verified, refuses every server.
     trust: Option<Arc<Trust>>,
     algorithms: WebPkiSupportedAlgorithms,
+    issuers: Issuers,
 }
 
 /// A refusal in both forms.
@@ -81,6 +84,7 @@ impl Verifier {
             allowed_names: policy.allowed_names.clone(),
             trust: trust.map(Arc::clone),
             algorithms: provider.signature_verification_algorithms,
+            issuers: Issuers::default(),
         }
     }
 
@@ -203,11 +207,10 @@ impl Verifier {
             };
             return Err((error, Box::new(presented.anchor_expired(anchor))));
         }
-        // webpki asks basicConstraints only, which may say CA:TRUE of a key that is not to issue.
         if let Some(ca) = path
             .intermediate_certificates()
             .map(webpki::Cert::der)
-            .find(|ca| summary::parse(ca).is_ok_and(|ca| trust::is_not_to_issue(&ca)))
+            .find(|ca| !self.issuers.may_issue(ca))
         {
             let refusal = presented.may_not_issue(&ca);
             return Err((webpki::Error::EndEntityUsedAsCa, Box::new(refusal)));
