@@ -175,7 +175,7 @@ fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
     if problems.is_empty() {
         problems.extend(state.route_of(service).err());
     }
-    let mut warnings = client_config::warnings(&service.tls);
+    let mut warnings = client_config::warnings(&service.tls, service.ca());
     warnings.extend(
         good_identity
             .into_iter()

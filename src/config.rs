@@ -208,6 +208,13 @@ pub struct Service {
     pub allow_callers: Callers,
 }
 
+impl Service {
+    /// Where the CA certificates come from, if servers are verified.
+    pub(crate) fn ca(&self) -> Option<&CaSource> {
+        self.trust.as_ref().map(|trust| &trust.ca)
+    }
+}
+
 /// Time limits of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {

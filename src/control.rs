@@ -493,7 +493,7 @@ impl Control {
             self.setup.metrics.forget(name);
         }
         for service in self.state.config.services.values() {
-            for warning in crate::tls::client_config::warnings(&service.tls) {
+            for warning in crate::tls::client_config::warnings(&service.tls, service.ca()) {
                 warn!(service = %service.name, "{warning}");
             }
         }

@@ -64,7 +64,7 @@ fn one(
         .or_else(|| trust.and_then(|(_, loaded)| loaded.refused()));
     problem = problem.or_else(|| refused.cloned());
 
-    let mut warnings = client_config::warnings(&service.tls);
+    let mut warnings = client_config::warnings(&service.tls, service.ca());
     if let Some(good) = identity.and_then(|(_, loaded)| loaded.current()) {
         warnings.extend(good.value.warnings.iter().cloned());
     }

@@ -15,7 +15,7 @@ use super::identity::Identity;
 use super::tickets::{ConnectionTickets, Tickets};
 use super::trust::Trust;
 use super::verifier::{Verifier, record_failure};
-use crate::config::{CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
+use crate::config::{CaSource, CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
 use crate::failure::{Explained, Reason};
 
 /// Makes the connections of one service, identity generation and trust generation.
@@ -117,13 +117,23 @@ pub(crate) fn client_config(
     }))
 }
 
-/// What is dangerous about a policy: to be said at every start and in status.
-pub(crate) fn warnings(policy: &TlsPolicy) -> Vec<String> {
+/// What is dangerous about a policy towards servers that `ca` vouches for: to be said at every
+/// start and in status.
+pub(crate) fn warnings(policy: &TlsPolicy, ca: Option<&CaSource>) -> Vec<String> {
     let mut warnings = Vec::new();
     if policy.verify == Verify::None {
         warnings.push(
             "verify = \"none\": the server's certificate is not verified; whoever is in between \
              can read and change everything"
+                .to_owned(),
+        );
+    }
+    let any_name =
+        policy.verify == Verify::Chain && policy.pins.is_empty() && policy.allowed_names.is_empty();
+    if any_name && ca == Some(&CaSource::System) {
+        warnings.push(
+            "verify = \"chain\" with ca = \"system\": any server with a public certificate is \
+             accepted, whatever its name; add allowed_names or pins"
                 .to_owned(),
         );
     }

@@ -1,6 +1,7 @@
 use rustls::{AlertDescription, Error, HandshakeKind, ServerConfig};
 
 use super::*;
+use crate::config::NamePattern;
 use crate::tls::test_pki::{
     Broken, Ca, Established, Leaf, at, client, handshake, handshake_with, mtls_server, policy,
     provider, server, trust,
@@ -258,15 +259,26 @@ fn client_auth_false_presents_no_certificate() {
 
 #[test]
 fn only_dangerous_policies_are_warned_of() {
-    assert_eq!(warnings(&policy()), [""; 0]);
+    let system = Some(&CaSource::System);
+    assert_eq!(warnings(&policy(), system), [""; 0]);
     let none = TlsPolicy {
         verify: Verify::None,
         crl_expired: CrlExpired::Accept,
         ..policy()
     };
-    let said = warnings(&none);
+    let said = warnings(&none, None);
     assert_eq!(said.len(), 2);
     assert!(said[0].contains("not verified"), "{said:?}");
+
+    let mut chain = TlsPolicy {
+        verify: Verify::Chain,
+        ..policy()
+    };
+    let own = CaSource::Path("/ca.crt".into());
+    assert_eq!(warnings(&chain, Some(&own)), [""; 0]);
+    assert!(warnings(&chain, system)[0].contains("whatever its name"));
+    chain.allowed_names = vec![NamePattern::Dns("billing.internal".into())];
+    assert_eq!(warnings(&chain, system), [""; 0]);
 }
 
 // Resumption.
