@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::clock;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
@@ -72,6 +73,11 @@ pub(crate) enum ReloadOutcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ReloadReport {
     pub config: Change,
+    /// Of the configuration that is in force now: counts those that came into force.
+    pub generation: u64,
+    /// Seconds since 1970, when it came into force. A file that was saved just before the request
+    /// may have been taken up by then, which is why it is "unchanged".
+    pub in_force_since: i64,
     /// Each identity and trust that was read again.
     pub credentials: Vec<CredentialReload>,
     pub services: ServiceChanges,
@@ -155,10 +161,19 @@ impl fmt::Display for ReloadOutcome {
 
 impl fmt::Display for ReloadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.config {
-            Change::Changed => "configuration: changed, in force now",
-            Change::Unchanged => "configuration: unchanged",
-        })?;
+        match self.config {
+            Change::Changed => write!(
+                f,
+                "configuration: changed, generation {} in force now",
+                self.generation
+            )?,
+            Change::Unchanged => write!(
+                f,
+                "configuration: unchanged, generation {} in force since {}",
+                self.generation,
+                clock::rfc3339(self.in_force_since)
+            )?,
+        }
         let services = &self.services;
         for (word, names) in [
             ("added", &services.added),
@@ -225,6 +240,8 @@ pub(crate) mod tests {
     pub(crate) fn applied() -> ReloadOutcome {
         ReloadOutcome::Applied(ReloadReport {
             config: Change::Changed,
+            generation: 2,
+            in_force_since: 1_770_091_506,
             credentials: vec![CredentialReload {
                 source: "certs/tls.crt".into(),
                 result: "unchanged".into(),
@@ -290,7 +307,7 @@ pub(crate) mod tests {
         };
         assert_eq!(
             report.to_string(),
-            "configuration: unchanged\n\
+            "configuration: unchanged, generation 2 in force since 2026-02-03T04:05:06Z\n\
              certs/tls.crt: expired: it expired yesterday\n\
              \x20 the last good one stays in use for: a, b\n\
              \x20 fix: renew it"
@@ -317,7 +334,7 @@ pub(crate) mod tests {
         );
         assert_eq!(
             applied().to_string(),
-            "configuration: changed, in force now\n\
+            "configuration: changed, generation 2 in force now\n\
              \x20 added: a, b\n\
              \x20 removed: c\n\
              certs/tls.crt: unchanged"

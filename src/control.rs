@@ -320,6 +320,8 @@ impl Control {
             .collect();
         ReloadOutcome::Applied(ReloadReport {
             config,
+            generation: self.generation,
+            in_force_since: self.loaded_at,
             credentials,
             services,
         })
