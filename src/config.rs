@@ -329,6 +329,17 @@ pub struct TlsPolicy {
     pub alpn: Vec<String>,
     /// Resume earlier sessions. Default true.
     pub resumption: bool,
+    /// Who cuts and joins the records of TLS 1.3. Default: tlsward.
+    pub record_layer: RecordLayer,
+}
+
+/// `record_layer`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordLayer {
+    /// tlsward, with rustls' ciphers: many records in one read or write.
+    Own,
+    /// rustls, as for TLS 1.2.
+    Rustls,
 }
 
 /// `verify`.

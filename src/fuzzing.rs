@@ -19,22 +19,20 @@ use rcgen::{
 };
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConnection, RootCertStore, ServerConfig, ServerConnection};
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::config::{Config, TlsPolicy};
+use crate::config::{Config, RecordLayer, TlsPolicy};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::handshake::handshake;
-use crate::proxy::session::{Buffered, Session as _};
+use crate::proxy::scratch::{HEADROOM, Pieces};
+use crate::proxy::session::{Engine, Session as _};
 use crate::tls::client_config::{Connector, client_config};
 use crate::tls::identity::Identity;
 use crate::tls::trust::Trust;
 
-/// What a session's `open` asks for: more than all that a piece of wire can decrypt to, with the
-/// incomplete record that rustls may have kept.
-const PLAIN: usize = 160 * 1024;
 /// As much as one read of a socket hands to a handshake.
 const PIECE: usize = 16 * 1024;
 
@@ -120,7 +118,8 @@ pub fn pem(bytes: &[u8]) {
 }
 
 /// What an upstream sends. An even first byte: all of its words in a handshake. An odd one: the
-/// handshake is a good one, and then come records of a real server, changed as the bytes say.
+/// handshake is a good one, and then come records of a real server, changed as the bytes say (with
+/// its next bit, `record_layer = "rustls"`).
 ///
 /// # Panics
 /// If anything that the server did not send comes out as plaintext, or a clean end is reported
@@ -129,7 +128,7 @@ pub fn upstream_bytes(bytes: &[u8]) {
     match bytes.split_first() {
         None => {}
         Some((first, rest)) if first % 2 == 0 => in_the_handshake(rest, *first),
-        Some((_, rest)) => after_the_handshake(rest),
+        Some((first, rest)) => after_the_handshake(rest, first & 2 != 0),
     }
 }
 
@@ -158,9 +157,9 @@ fn in_the_handshake(bytes: &[u8], pace: u8) {
     }
 }
 
-fn after_the_handshake(script: &[u8]) {
+fn after_the_handshake(script: &[u8], rustls_records: bool) {
     let material = &*MATERIAL;
-    let (mut client, mut server) = material.shake_hands();
+    let (mut session, mut server, mut wire) = material.shake_hands(rustls_records);
     let (sizes, changes) = script.split_at(script.len().min(8));
     let mut sent = Vec::new();
     for (n, size) in sizes.iter().enumerate() {
@@ -171,7 +170,6 @@ fn after_the_handshake(script: &[u8]) {
         sent.extend_from_slice(&text);
     }
     server.send_close_notify();
-    let mut wire = Vec::new();
     while server.wants_write() {
         server.write_tls(&mut wire).expect("a Vec takes it");
     }
@@ -181,14 +179,16 @@ fn after_the_handshake(script: &[u8]) {
     }
 
     let pace = 1 + changes.iter().map(|byte| usize::from(*byte)).sum::<usize>() * 7 % PIECE;
-    // After the handshake, the way the relay does it.
-    client.set_buffer_limit(None);
-    let mut session = Buffered::new(Box::new(client));
-    let mut plain = vec![0; PLAIN];
+    // The way the relay does it.
+    let mut buffer = vec![0; HEADROOM + PIECE];
+    let mut pieces = Pieces::default();
     let mut received = Vec::new();
     for piece in wire.chunks(pace) {
-        let (len, result) = session.open(piece, &mut plain);
-        received.extend_from_slice(&plain[..len]);
+        let room = session.room();
+        buffer[room..room + piece.len()].copy_from_slice(piece);
+        pieces.clear();
+        let result = session.open(&mut buffer[..room + piece.len()], &mut pieces);
+        received.extend(pieces.to_vec(&buffer));
         if result.is_err() {
             assert!(wire != intact, "an intact stream was refused: {result:?}");
             break;
@@ -278,6 +278,8 @@ struct Material {
     secrets: Vec<String>,
     server_name: ServerName<'static>,
     client: Arc<Connector>,
+    /// With `record_layer = "rustls"`.
+    client_of_rustls: Arc<Connector>,
     server: Arc<ServerConfig>,
 }
 
@@ -326,18 +328,22 @@ impl Material {
         let words = |why: Explained| why.to_string();
         let identity = Identity::parse(&identity, NOW, &provider).map_err(words)?;
         let trust = Arc::new(Trust::parse(&trust, NOW).map_err(words)?);
-        let client_config =
-            client_config(&policy(), Some(&identity), Some(&trust), &provider).map_err(words)?;
+        let client = |policy| client_config(&policy, Some(&identity), Some(&trust), &provider);
+        let client_of_rustls = TlsPolicy {
+            record_layer: RecordLayer::Rustls,
+            ..policy()
+        };
         Ok(Self {
             secrets: [&key, &other_key]
                 .iter()
                 .flat_map(|key| lines_of(&key.serialize_pem()))
                 .collect(),
             server: server_config(ca.der(), server.der(), &server_key, &provider)?,
+            client: client(policy()).map_err(words)?,
+            client_of_rustls: client(client_of_rustls).map_err(words)?,
             provider,
             texts,
             server_name: ServerName::try_from("server.test")?,
-            client: client_config,
         })
     }
 
@@ -365,35 +371,75 @@ impl Material {
         }
     }
 
-    /// Both ends after a good handshake, with nothing left to read.
-    fn shake_hands(&self) -> (ClientConnection, ServerConnection) {
-        let client = self.client.connection(self.server_name.clone());
+    /// Both ends after a good handshake, and what the server has said since.
+    fn shake_hands(&self, rustls_records: bool) -> (Engine, ServerConnection, Vec<u8>) {
+        let client = match rustls_records {
+            true => &self.client_of_rustls,
+            false => &self.client,
+        };
         let server = ServerConnection::new(Arc::clone(&self.server));
-        let (mut client, mut server) = client
-            .and_then(|client| Ok((client, server?)))
-            .expect("the configurations are good");
-        server.set_buffer_limit(None);
-        while client.is_handshaking() || server.is_handshaking() || server.wants_write() {
-            let mut wire = Vec::new();
-            while client.wants_write() {
-                client.write_tls(&mut wire).expect("a Vec takes it");
-            }
-            let mut rest = &wire[..];
-            while !rest.is_empty() {
-                server.read_tls(&mut rest).expect("the server reads");
-                server.process_new_packets().expect("the client is good");
-            }
-            let mut wire = Vec::new();
-            while server.wants_write() {
-                server.write_tls(&mut wire).expect("a Vec takes it");
-            }
-            let mut rest = &wire[..];
-            while !rest.is_empty() {
-                client.read_tls(&mut rest).expect("the client reads");
-                client.process_new_packets().expect("the server is good");
-            }
+        let mut stream = Live {
+            server: server.expect("the configuration is good"),
+            said: Vec::new(),
+        };
+        stream.server.set_buffer_limit(None);
+        let established = {
+            let handshake = pin!(handshake(&mut stream, client, self.server_name.clone()));
+            handshake.poll(&mut Context::from_waker(Waker::noop()))
+        };
+        let Poll::Ready(Ok(established)) = established else {
+            panic!("a good server is not taken at once");
+        };
+        let session = established.into_session().expect("the handshake is over");
+        (session, stream.server, stream.said)
+    }
+}
+
+/// A server that answers within the write.
+struct Live {
+    server: ServerConnection,
+    said: Vec<u8>,
+}
+
+impl AsyncRead for Live {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let len = self.said.len().min(buffer.remaining());
+        buffer.put_slice(&self.said[..len]);
+        self.said.drain(..len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Live {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            this.server.read_tls(&mut rest)?;
+            this.server
+                .process_new_packets()
+                .map_err(io::Error::other)?;
         }
-        (client, server)
+        while this.server.wants_write() {
+            this.server.write_tls(&mut this.said)?;
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 

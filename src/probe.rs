@@ -4,7 +4,6 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConnection;
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +16,8 @@ use crate::proxy::connect::{Connected, Progress, connect};
 use crate::proxy::outcome;
 use crate::proxy::relay::{Break, Transfer};
 use crate::proxy::resolve::Resolver;
+use crate::proxy::scratch::{self, Pieces};
+use crate::proxy::session::{Engine, Session as _};
 use crate::route::{Presented, Route};
 use crate::tls::names::matched_name;
 use crate::tls::summary::CertificateSummary;
@@ -97,7 +98,7 @@ pub(crate) async fn probe(state: &State, name: &ServiceName) -> Option<Report> {
 }
 
 fn found(connected: &Connected, verify: Verify) -> Found {
-    let session = &connected.session;
+    let session = connected.session.facts();
     let chain = session.peer_certificates().unwrap_or_default();
     Found {
         address: connected.endpoint.to_string(),
@@ -129,13 +130,22 @@ fn found(connected: &Connected, verify: Verify) -> Found {
 async fn verdict(connected: Connected, route: &Route) -> Result<&'static str, Failure> {
     let Connected {
         mut stream,
-        mut session,
+        session,
         ..
     } = connected;
-    let result = tokio::time::timeout(VERDICT, listen(&mut stream, &mut session, route)).await;
-    session.send_close_notify();
+    // Before TLS 1.3 the server judges our certificate within the handshake.
+    let judged = session.facts().protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2);
+    let mut session = session.into_session().map_err(outcome::no_session)?;
+    let result = if judged {
+        Ok(Ok(
+            "the server finished the handshake (TLS 1.2 judges our certificate in it)",
+        ))
+    } else {
+        tokio::time::timeout(VERDICT, listen(&mut stream, &mut session, route)).await
+    };
+    session.close();
     let mut farewell = Vec::new();
-    if session.write_tls(&mut farewell).is_ok() {
+    if session.write(&mut farewell).is_ok() {
         // The server may be gone, which the verdict says.
         let _ = stream.write_all(&farewell).await;
     }
@@ -147,32 +157,33 @@ async fn verdict(connected: Connected, route: &Route) -> Result<&'static str, Fa
 
 async fn listen(
     stream: &mut TcpStream,
-    session: &mut ClientConnection,
+    session: &mut Engine,
     route: &Route,
 ) -> Result<&'static str, Failure> {
+    const READ: usize = 16 * 1024;
     let broke = |broken| outcome::relay_broke(broken, &Transfer::default(), &route.identity);
-    // Before TLS 1.3 the server judges our certificate within the handshake.
-    if session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2) {
-        return Ok("the server finished the handshake (TLS 1.2 judges our certificate in it)");
-    }
-    // What came with the handshake is an answer too.
-    let state = session
-        .process_new_packets()
-        .map_err(|error| broke(Break::Tls(error)))?;
-    if let Some(answer) = answered(&state) {
-        return Ok(answer);
-    }
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; scratch::HEADROOM + READ];
+    let mut pieces = Pieces::default();
+    let mut filled = 0;
     loop {
-        if session.tls13_tickets_received() > 0 {
+        // What came with the handshake is an answer too.
+        let wire = &mut buffer[..session.room() + filled];
+        session
+            .open(wire, &mut pieces)
+            .map_err(|error| broke(Break::Tls(error)))?;
+        if !pieces.is_empty() {
+            return Ok("the server sent data");
+        } else if session.peer_closed() {
+            return Ok("the server ended the session in good order");
+        } else if session.tickets() > 0 {
             return Ok("the server sent a session ticket");
         }
-        let n = stream
-            .read(&mut buffer)
+        let room = session.room();
+        filled = stream
+            .read(&mut buffer[room..room + READ])
             .await
             .map_err(|error| broke(Break::Upstream(error)))?;
-        let mut wire = buffer.get(..n).unwrap_or_default();
-        if wire.is_empty() {
+        if filled == 0 {
             let detail = "the server closed the connection after the handshake without saying why";
             return Err(Failure::new(
                 Phase::Handshake,
@@ -181,26 +192,6 @@ async fn listen(
                 detail,
             ));
         }
-        while !wire.is_empty() {
-            let state = session
-                .read_tls(&mut wire)
-                .map_err(Break::Upstream)
-                .and_then(|_| session.process_new_packets().map_err(Break::Tls))
-                .map_err(broke)?;
-            if let Some(answer) = answered(&state) {
-                return Ok(answer);
-            }
-        }
-    }
-}
-
-fn answered(state: &rustls::IoState) -> Option<&'static str> {
-    if state.plaintext_bytes_to_read() > 0 {
-        Some("the server sent data")
-    } else if state.peer_has_closed() {
-        Some("the server ended the session in good order")
-    } else {
-        None
     }
 }
 

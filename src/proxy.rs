@@ -14,5 +14,5 @@ pub(crate) mod listener;
 pub(crate) mod outcome;
 pub(crate) mod relay;
 pub(crate) mod resolve;
-mod scratch;
+pub(crate) mod scratch;
 pub(crate) mod session;

@@ -11,7 +11,8 @@ use super::problem::{At, Findings, Wrong};
 use super::value::CallerPattern;
 use super::{
     Admin, Callers, Config, CrlExpired, IdentitySource, KeyExchange, Listen, Log, OnRotation,
-    Origin, Origins, Service, Timeouts, TlsPolicy, TlsVersion, TrustSource, UncleanClose, Verify,
+    Origin, Origins, RecordLayer, Service, Timeouts, TlsPolicy, TlsVersion, TrustSource,
+    UncleanClose, Verify,
 };
 
 /// Builds the configuration. What is wrong goes to `findings`; if there is anything, the result
@@ -471,6 +472,11 @@ impl<'d, 'f> Layers<'d, 'f> {
             ),
             alpn: self.value("tls.alpn", |t| &t.tls.alpn, Vec::new()),
             resumption: self.value("tls.resumption", |t| &t.tls.resumption, true),
+            record_layer: self.value(
+                "tls.record_layer",
+                |t| &t.tls.record_layer,
+                RecordLayer::Own,
+            ),
         };
         if let Some(verify) = verify.filter(|found| found.value == Verify::None) {
             self.report_unchecked(&verify);

@@ -13,8 +13,8 @@ use super::problem::{At, Wrong};
 use super::reader::{Name, Reader, Value, Written};
 use super::value::{self, CallerPattern};
 use super::{
-    CaSource, CrlExpired, KeyExchange, Listen, NamePattern, ServiceName, TlsVersion, UncleanClose,
-    UpstreamAddress, Verify,
+    CaSource, CrlExpired, KeyExchange, Listen, NamePattern, RecordLayer, ServiceName, TlsVersion,
+    UncleanClose, UpstreamAddress, Verify,
 };
 
 /// What one key of one table was set to.
@@ -114,6 +114,7 @@ pub(super) struct TlsTable {
     pub(super) key_exchange: Slot<Vec<KeyExchange>>,
     pub(super) alpn: Slot<Vec<String>>,
     pub(super) resumption: Slot<bool>,
+    pub(super) record_layer: Slot<RecordLayer>,
 }
 
 // === words and what they mean ===
@@ -124,6 +125,8 @@ pub(super) const VERIFY: [(&str, Verify); 3] = [
     ("none", Verify::None),
 ];
 const ON_ROTATION: [(&str, bool); 2] = [("keep", false), ("drain", true)];
+const RECORD_LAYER: [(&str, RecordLayer); 2] =
+    [("own", RecordLayer::Own), ("rustls", RecordLayer::Rustls)];
 const UNCLEAN_CLOSE: [(&str, UncleanClose); 2] =
     [("reset", UncleanClose::Reset), ("fin", UncleanClose::Fin)];
 const CRL_EXPIRED: [(&str, CrlExpired); 2] = [
@@ -369,6 +372,7 @@ impl TlsTable {
             }
             "alpn" => self.alpn = reader.list(&written, value::protocol),
             "resumption" => self.resumption = reader.boolean(&written),
+            "record_layer" => self.record_layer = reader.choice(&written, &RECORD_LAYER),
             unread => unreachable!("a key of the table that nobody reads: {unread}"),
         }
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 use super::handshake::handshake;
 use super::outcome;
 use super::resolve::Resolver;
+use super::session::Established;
 use crate::config::{Host, UpstreamAddress};
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::Route;
@@ -26,7 +26,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// A TLS session with a verified upstream.
 pub(crate) struct Connected {
     pub(crate) stream: TcpStream,
-    pub(crate) session: Box<ClientConnection>,
+    pub(crate) session: Established,
     pub(crate) endpoint: SocketAddr,
     /// The name that was verified.
     pub(crate) server_name: ServerName<'static>,
@@ -100,7 +100,7 @@ async fn attempt(
     let session = handshake(&mut stream, &route.tls, name.clone())
         .await
         .map_err(|error| outcome::handshake_failed(error, &name, &route.identity))?;
-    let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+    let resumed = session.facts().handshake_kind() == Some(rustls::HandshakeKind::Resumed);
     route.metrics.handshaken(begun.elapsed(), resumed);
     Ok(Connected {
         stream,

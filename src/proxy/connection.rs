@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConnection;
 use rustls::ProtocolVersion::TLSv1_3;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -18,7 +17,7 @@ use super::connect::{Connected, Progress, connect};
 use super::outcome;
 use super::relay::{Break, Limits, Relay, Transfer};
 use super::resolve::Resolver;
-use super::session::Buffered;
+use super::session::Engine;
 use crate::clock;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::{Presented, Route};
@@ -82,7 +81,7 @@ pub(crate) async fn run<C: Caller>(
     // before the relay begins.
     let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
     drop(resolver);
-    let (result, transfer, facts) = match dialled.map(split) {
+    let (result, transfer, facts) = match dialled.and_then(split) {
         Err(failure) => (Err(failure), Transfer::default(), None),
         Ok((facts, upstream, session)) => {
             let stream = &mut caller.stream;
@@ -103,23 +102,25 @@ pub(crate) async fn run<C: Caller>(
     );
 }
 
-fn split(connected: Connected) -> (SessionFacts, TcpStream, Box<ClientConnection>) {
+fn split(connected: Connected) -> Result<(SessionFacts, TcpStream, Engine), Failure> {
     let Connected {
         stream,
         session,
         endpoint,
         server_name: _,
     } = connected;
+    let agreed = session.facts();
     let facts = SessionFacts {
         endpoint,
-        version: session.protocol_version(),
-        cipher: session.negotiated_cipher_suite().map(|suite| suite.suite()),
-        group: session
+        version: agreed.protocol_version(),
+        cipher: agreed.negotiated_cipher_suite().map(|suite| suite.suite()),
+        group: agreed
             .negotiated_key_exchange_group()
             .map(|group| group.name()),
-        resumed: session.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+        resumed: agreed.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
     };
-    (facts, stream, session)
+    let session = session.into_session().map_err(outcome::no_session)?;
+    Ok((facts, stream, session))
 }
 
 /// A caller's stream that closes with a reset unless its end was proven clean: a panic on the way
@@ -160,7 +161,7 @@ async fn dial<C: Caller>(
 async fn relay<C: Caller>(
     caller: &mut C,
     mut upstream: TcpStream,
-    session: Box<ClientConnection>,
+    session: Engine,
     route: &Route,
     accepted: Instant,
     abort: &CancellationToken,
@@ -205,7 +206,7 @@ async fn relay<C: Caller>(
 async fn carry<C: Caller>(
     caller: &mut C,
     upstream: &mut TcpStream,
-    session: Box<ClientConnection>,
+    session: Engine,
     route: &Route,
     accepted: Instant,
     abort: &CancellationToken,
@@ -219,7 +220,6 @@ async fn carry<C: Caller>(
         close: route.timeouts.close,
         unclean_close: route.unclean_close,
     };
-    let session = Buffered::new(session);
     let mut relay = Relay::new(caller, upstream, session, limits);
     relay.prime();
     let mut counted = Transfer::default();

@@ -5,19 +5,24 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::ClientConnection;
+use rustls::client::UnbufferedClientConnection;
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::relay::Sink;
 use super::scratch;
+use super::session::Established;
+use super::session::unbuffered::{drain, encode};
 use crate::failure::Explained;
 use crate::tls::client_config::Connector;
 use crate::tls::verifier;
 
-/// Read at once, at most. What follows the handshake in the same read is plaintext that rustls
-/// keeps for us, and it keeps 16 KiB.
+/// Read at once, at most. What follows the handshake in the same read has to be kept.
 const READ: usize = 16 * 1024;
+
+/// What may wait for the rest of a handshake message, at most. A message has at most 64 KiB
+/// (rustls), and no server wraps it into records so small that they double it.
+const MAX_KEPT: usize = 128 * 1024;
 
 /// Why a handshake failed.
 #[derive(Debug)]
@@ -52,8 +57,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     connector: &Connector,
     server_name: ServerName<'static>,
-) -> Result<Box<ClientConnection>, HandshakeError> {
-    let alpn_offered = connector.offers_alpn();
+) -> Result<Established, HandshakeError> {
     let connection = connector
         .connection(server_name)
         .map_err(|error| HandshakeError::Tls {
@@ -61,118 +65,179 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
             verdict: None,
             server_accepted: false,
         })?;
-    let mut connection = Box::new(connection);
-    let mut begun = false;
-    poll_fn(|cx| poll(stream, &mut connection, &mut begun, cx)).await?;
+    let mut shaking = Shaking {
+        connection,
+        begun: false,
+        incoming: Vec::new(),
+        early: Vec::new(),
+        outgoing: Vec::new(),
+        written: 0,
+    };
+    shaking.advance(&mut [])?;
+    poll_fn(|cx| shaking.poll(stream, cx)).await?;
     // RFC 7301 section 3.2 lets a server ignore the extension; then nobody knows what is spoken.
-    if alpn_offered && connection.alpn_protocol().is_none() {
+    if connector.offers_alpn() && shaking.connection.alpn_protocol().is_none() {
         return Err(HandshakeError::NoAlpn);
     }
-    Ok(connection)
-}
-
-fn poll<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: &mut S,
-    connection: &mut ClientConnection,
-    begun: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), HandshakeError>> {
-    loop {
-        if let Err(error) = ready!(flush(stream, connection, cx)) {
-            return Poll::Ready(Err(
-                last_words(stream, connection, begun, cx).unwrap_or(HandshakeError::Io(error))
-            ));
-        }
-        if !connection.is_handshaking() {
-            return Poll::Ready(Ok(()));
-        }
-        ready!(receive(stream, connection, begun, cx)).inspect_err(|_| {
-            // The alert goes out in one piece or not at all: it is a handful of bytes.
-            let _ = flush(stream, connection, cx);
-        })?;
-    }
-}
-
-/// A server that takes no more may have said why before that.
-fn last_words<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    connection: &mut ClientConnection,
-    begun: &mut bool,
-    cx: &mut Context<'_>,
-) -> Option<HandshakeError> {
-    loop {
-        match receive(stream, connection, begun, cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(said @ (HandshakeError::Tls { .. } | HandshakeError::NotTls(_)))) => {
-                return Some(said);
-            }
-            Poll::Ready(Err(_)) | Poll::Pending => return None,
-        }
-    }
-}
-
-fn receive<S: AsyncRead + Unpin>(
-    stream: &mut S,
-    connection: &mut ClientConnection,
-    begun: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<Result<(), HandshakeError>> {
-    scratch::borrow(|scratch| {
-        let mut wire = ReadBuf::new(&mut scratch.wire[..READ]);
-        ready!(Pin::new(stream).poll_read(cx, &mut wire)).map_err(HandshakeError::Io)?;
-        let wire = wire.filled();
-        if wire.is_empty() {
-            return Poll::Ready(Err(HandshakeError::Ended));
-        }
-        if !*begun && !looks_like_tls(wire) {
-            return Poll::Ready(Err(HandshakeError::NotTls(
-                wire[..wire.len().min(64)].into(),
-            )));
-        }
-        *begun = true;
-        Poll::Ready(take(connection, wire))
+    Ok(Established {
+        connection: shaking.connection,
+        rest: shaking.incoming,
+        early: shaking.early,
+        rustls_records: connector.rustls_records(),
     })
 }
 
-fn take(connection: &mut ClientConnection, mut wire: &[u8]) -> Result<(), HandshakeError> {
-    while !wire.is_empty() {
-        let taken = connection
-            .read_tls(&mut wire)
-            .map_err(|_| HandshakeError::Tls {
-                error: rustls::Error::PeerSentOversizedRecord,
-                verdict: None,
-                server_accepted: false,
-            })?;
-        // After close_notify rustls takes nothing more; RFC 8446 section 6.1: data received after
-        // it is ignored.
-        if taken == 0 {
-            return Ok(());
-        }
-        if let Err(error) = connection.process_new_packets() {
-            return Err(HandshakeError::Tls {
-                error,
-                verdict: verifier::take_failure(),
-                server_accepted: connection.peer_certificates().is_some(),
-            });
-        }
-    }
-    Ok(())
+/// A handshake on its way.
+struct Shaking {
+    connection: UnbufferedClientConnection,
+    /// The server has said something, and it looked like TLS.
+    begun: bool,
+    /// Received, and not used up: an incomplete message; in the end, what follows the handshake.
+    incoming: Vec<u8>,
+    /// Application data that was opened with the last flight (TLS 1.2).
+    early: Vec<u8>,
+    outgoing: Vec<u8>,
+    /// Bytes of `outgoing` that are out.
+    written: usize,
 }
 
-fn flush<S: AsyncWrite + Unpin>(
-    stream: &mut S,
-    connection: &mut ClientConnection,
-    cx: &mut Context<'_>,
-) -> Poll<io::Result<()>> {
-    while connection.wants_write() {
-        match connection.write_tls(&mut Sink { io: stream, cx }) {
-            Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            Err(error) => return Poll::Ready(Err(error)),
+impl Shaking {
+    fn poll<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), HandshakeError>> {
+        loop {
+            if let Err(error) = ready!(self.flush(stream, cx)) {
+                let said = self.last_words(stream, cx);
+                return Poll::Ready(Err(said.unwrap_or(HandshakeError::Io(error))));
+            }
+            if !self.connection.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.receive(stream, cx)).inspect_err(|_| {
+                // The alert goes out in one piece or not at all: it is a handful of bytes.
+                let _ = self.flush(stream, cx);
+            })?;
         }
     }
-    Poll::Ready(Ok(()))
+
+    /// A server that takes no more may have said why before that.
+    fn last_words<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Option<HandshakeError> {
+        loop {
+            match self.receive(stream, cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(
+                    said @ (HandshakeError::Tls { .. } | HandshakeError::NotTls(_)),
+                )) => {
+                    return Some(said);
+                }
+                Poll::Ready(Err(_)) | Poll::Pending => return None,
+            }
+        }
+    }
+
+    fn receive<S: AsyncRead + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), HandshakeError>> {
+        scratch::borrow(|scratch| {
+            let kept = self.incoming.len();
+            let mut read = ReadBuf::new(&mut scratch.wire[kept..kept + READ]);
+            ready!(Pin::new(stream).poll_read(cx, &mut read)).map_err(HandshakeError::Io)?;
+            let came = read.filled();
+            if came.is_empty() {
+                return Poll::Ready(Err(HandshakeError::Ended));
+            }
+            if !self.begun && !looks_like_tls(came) {
+                return Poll::Ready(Err(HandshakeError::NotTls(
+                    came[..came.len().min(64)].into(),
+                )));
+            }
+            self.begun = true;
+            let end = kept + came.len();
+            scratch.wire[..kept].copy_from_slice(&self.incoming);
+            self.incoming = Vec::new();
+            let wire = &mut scratch.wire[..end];
+            let used = self.advance(wire)?;
+            if end - used > MAX_KEPT {
+                let error = rustls::InvalidMessage::HandshakePayloadTooLarge.into();
+                return Poll::Ready(Err(self.failed(error)));
+            }
+            self.incoming = wire[used..].to_vec();
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    /// Lets rustls have what came and say what it has to say; returns how much it has used up. It
+    /// stops as soon as the handshake is over: what follows is not its business.
+    fn advance(&mut self, wire: &mut [u8]) -> Result<usize, HandshakeError> {
+        let mut at = 0;
+        loop {
+            let UnbufferedStatus { discard, state } =
+                self.connection.process_tls_records(&mut wire[at..]);
+            let more = match state {
+                Err(error) => {
+                    let failed = self.failed(error);
+                    drain(&mut self.connection, &mut [], &mut self.outgoing);
+                    return Err(failed);
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    encode(&mut data, &mut self.outgoing);
+                    true
+                }
+                // What is to be sent is written before anything else is read.
+                Ok(ConnectionState::TransmitTlsData(transmit)) => {
+                    transmit.done();
+                    true
+                }
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        self.early.extend_from_slice(record.payload);
+                    }
+                    true
+                }
+                Ok(_) => false,
+            };
+            at += discard;
+            if !self.connection.is_handshaking() {
+                drain(&mut self.connection, &mut wire[at..], &mut self.outgoing);
+                return Ok(at);
+            }
+            if !more {
+                return Ok(at);
+            }
+        }
+    }
+
+    fn failed(&self, error: rustls::Error) -> HandshakeError {
+        HandshakeError::Tls {
+            error,
+            verdict: verifier::take_failure(),
+            server_accepted: self.connection.peer_certificates().is_some(),
+        }
+    }
+
+    fn flush<S: AsyncWrite + Unpin>(
+        &mut self,
+        stream: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.written < self.outgoing.len() {
+            let rest = &self.outgoing[self.written..];
+            match ready!(Pin::new(&mut *stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.written += n,
+            }
+        }
+        (self.outgoing, self.written) = (Vec::new(), 0);
+        Poll::Ready(Ok(()))
+    }
 }
 
 /// A TLS record begins with its content type and major version 3 (RFC 8446 section 5.1). The
@@ -192,6 +257,8 @@ mod tests {
     use rustls::{AlertDescription, ServerConnection};
 
     use super::*;
+    use crate::proxy::scratch::Pieces;
+    use crate::proxy::session::Session as _;
     use crate::tls::test_pki::{Ca, client, policy, server, trust};
 
     /// A socket whose other end is a server in this thread: what it says on a flight of ours is
@@ -271,10 +338,14 @@ mod tests {
         };
         let client = client(&policy(), None, &trust(&[&ca]));
         let name = ServerName::try_from("localhost").unwrap();
-        let mut session = handshake(&mut wire, &client, name).await.unwrap();
-        let mut said = String::new();
-        session.reader().read_to_string(&mut said).unwrap();
-        assert_eq!(said, "goodbye");
+        let established = handshake(&mut wire, &client, name).await.unwrap();
+        let mut session = established.into_session().unwrap();
+        let mut buffer = vec![0; 256 * 1024];
+        let filled = session.room();
+        let mut pieces = Pieces::default();
+        session.open(&mut buffer[..filled], &mut pieces).unwrap();
+        assert_eq!(pieces.to_vec(&buffer), b"goodbye");
+        assert!(session.peer_closed());
     }
 
     #[tokio::test]
@@ -291,7 +362,7 @@ mod tests {
         };
         let client = client(&policy(), None, &trust(&[&ca]));
         let name = ServerName::try_from("localhost").unwrap();
-        let error = handshake(&mut wire, &client, name).await.unwrap_err();
+        let error = handshake(&mut wire, &client, name).await.err().unwrap();
         let HandshakeError::Tls { error, .. } = error else {
             panic!("{error:?}")
         };

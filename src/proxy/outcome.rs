@@ -90,6 +90,12 @@ pub(super) fn handshake_failed(
     }
 }
 
+/// No session could be made of a finished handshake.
+pub(crate) fn no_session(error: TlsError) -> Failure {
+    let detail = format!("the session that was agreed on cannot be used: {error}");
+    Failure::new(Phase::Handshake, Side::Local, Reason::Internal, detail)
+}
+
 /// A relay broke off.
 pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Presented) -> Failure {
     let relay = |side, reason, detail: String| Failure::new(Phase::Relay, side, reason, detail);
@@ -129,7 +135,7 @@ pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Present
         Break::KeysExhausted => relay(
             Side::Local,
             Reason::MaxLifetime,
-            "the session has sealed as many records as TLS 1.2 keys safely can".into(),
+            "the session's keys have sealed as many records as they safely can".into(),
         ),
         Break::Idle => relay(
             Side::Local,

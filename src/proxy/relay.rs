@@ -12,7 +12,7 @@
 //! only after all that was received before it has been written on.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -27,6 +27,9 @@ use crate::config::UncleanClose;
 
 /// Batches each way in one wake, so that a fast connection does not starve its thread's others.
 const ROUNDS_PER_WAKE: usize = 4;
+
+/// Pieces of plaintext in one write to the caller, at most: a batch of full records.
+const SLICES: usize = 32;
 
 /// How often a caller is looked at that is not being read, because it has ended its way or the
 /// upstream is full: its reset raises no event then.
@@ -149,8 +152,8 @@ where
     /// Takes what came with the handshake's last flight, before the first [`Self::poll`].
     pub(crate) fn prime(&mut self) {
         scratch::borrow(|scratch| {
-            let len = self.open(&[], &mut scratch.plain);
-            self.kept.keep(&scratch.plain[..len]);
+            self.open(self.session.room(), scratch);
+            self.kept.keep(scratch.pieces.to_vec(&scratch.wire));
         });
     }
 
@@ -233,7 +236,8 @@ where
             }
         }
 
-        let mut wire = ReadBuf::new(&mut scratch.wire);
+        let room = self.session.room();
+        let mut wire = ReadBuf::new(&mut scratch.wire[room..room + scratch::WIRE]);
         match Pin::new(&mut *self.upstream).poll_read(cx, &mut wire) {
             Poll::Pending => Ok(Step::Blocked),
             Poll::Ready(Err(error)) => {
@@ -246,38 +250,42 @@ where
                     self.down = Down::Ending(self.unannounced_end());
                     return Ok(Step::Moved);
                 }
-                let Scratch { wire, plain } = scratch;
-                let len = self.open(&wire[..n], plain);
-                self.deliver(cx, &plain[..len])?;
+                self.open(room + n, scratch);
+                self.deliver(cx, scratch)?;
                 Ok(Step::Moved)
             }
         }
     }
 
-    /// Decrypts, and notes how the stream goes on.
-    fn open(&mut self, wire: &[u8], plain: &mut [u8]) -> usize {
-        let (len, result) = self.session.open(wire, plain);
-        self.transfer.answered |= len > 0;
-        self.answered_after_close |= len > 0 && !matches!(self.up, Up::Open);
+    /// Opens the first `filled` bytes of the wire, and notes how the stream goes on.
+    fn open(&mut self, filled: usize, scratch: &mut Scratch) {
+        scratch.pieces.clear();
+        let wire = &mut scratch.wire[..filled];
+        let result = self.session.open(wire, &mut scratch.pieces);
+        let some = !scratch.pieces.is_empty();
+        self.transfer.answered |= some;
+        self.answered_after_close |= some && !matches!(self.up, Up::Open);
         match result {
             Err(error) => self.down = Down::Ending(Err(Break::Tls(error))),
             Ok(()) if self.session.peer_closed() => self.down = Down::Ending(Ok(())),
             Ok(()) => {}
         }
-        len
     }
 
-    fn deliver(&mut self, cx: &mut Context<'_>, mut plain: &[u8]) -> Result<(), Break> {
-        while !plain.is_empty() {
-            match Pin::new(&mut *self.caller).poll_write(cx, plain) {
+    fn deliver(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<(), Break> {
+        let Scratch { wire, pieces, .. } = scratch;
+        while !pieces.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = pieces.fill(wire, &mut slices);
+            match Pin::new(&mut *self.caller).poll_write_vectored(cx, &slices[..filled]) {
                 Poll::Pending => {
-                    self.kept.keep(plain);
+                    self.kept.keep(pieces.to_vec(wire));
                     break;
                 }
                 Poll::Ready(Ok(0)) => return Err(Break::Caller(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(n)) => {
                     self.transfer.down += n as u64;
-                    plain = &plain[n..];
+                    pieces.advance(n);
                 }
                 Poll::Ready(Err(error)) => return Err(Break::Caller(error)),
             }
@@ -317,7 +325,11 @@ where
             }
             Up::Done | Up::Refused(_) => return Ok(Step::Blocked),
         }
-        let mut plain = ReadBuf::new(&mut scratch.plain[..scratch::WIRE]);
+        // The session has failed, and is only kept to deliver what came before that.
+        if matches!(self.down, Down::Ending(Err(Break::Tls(_)))) {
+            return Ok(Step::Blocked);
+        }
+        let mut plain = ReadBuf::new(&mut scratch.plain);
         match Pin::new(&mut *self.caller).poll_read(cx, &mut plain) {
             Poll::Pending => Ok(Step::Blocked),
             Poll::Ready(Err(error)) => Err(Break::Caller(error)),
@@ -383,12 +395,9 @@ impl Kept {
         self.bytes.is_empty()
     }
 
-    fn keep(&mut self, rest: &[u8]) {
+    fn keep(&mut self, rest: Vec<u8>) {
         debug_assert!(self.is_empty(), "nothing is read while something is kept");
-        if !rest.is_empty() {
-            self.bytes = rest.to_vec();
-            self.written = 0;
-        }
+        (self.bytes, self.written) = (rest, 0);
     }
 
     /// Writes on; gives the memory back once all is written.
@@ -512,7 +521,7 @@ impl<W: AsyncWrite + Unpin> io::Write for Sink<'_, '_, W> {
         or_would_block(Pin::new(&mut *self.io).poll_write(self.cx, bytes))
     }
 
-    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         or_would_block(Pin::new(&mut *self.io).poll_write_vectored(self.cx, slices))
     }
 

@@ -1,21 +1,34 @@
 //! The TLS engine seam: what the relay asks of an established TLS session. Bytes in, bytes out;
-//! no sockets and no clock, so that another record layer can take this one's place.
+//! no sockets and no clock, so that one record layer can take another's place.
 
 use std::io;
 
-use rustls::{ClientConnection, SupportedCipherSuite};
+use rustls::client::UnbufferedClientConnection;
+use rustls::{Error, ProtocolVersion};
+
+use self::records::Records;
+use self::unbuffered::Unbuffered;
+use super::scratch::Pieces;
+
+mod records;
+pub(super) mod unbuffered;
 
 /// An established TLS session with the upstream.
 pub(crate) trait Session {
-    /// Takes `wire` (all of it) and writes the plaintext that it yields, and that was left over
-    /// from before, to the front of `plain`, which must be at least [`scratch::WIRE`] and one
-    /// record larger than `wire` can be.
+    /// How much room it needs in front of the bytes that are read next, at most
+    /// [`scratch::HEADROOM`]: for the incomplete record that it kept, for one.
     ///
-    /// Returns how many bytes of plaintext there are; they are good even where an error follows
-    /// them.
+    /// [`scratch::HEADROOM`]: super::scratch::HEADROOM
+    fn room(&self) -> usize;
+
+    /// Opens what it kept and what was read behind [its room](Self::room) (`wire` is both), and
+    /// adds to `pieces` where the plaintext lies. What is there is good even where an error
+    /// follows it.
     ///
-    /// [`scratch::WIRE`]: super::scratch::WIRE
-    fn open(&mut self, wire: &[u8], plain: &mut [u8]) -> (usize, Result<(), rustls::Error>);
+    /// # Errors
+    /// The peer broke the protocol or sent a fatal alert; ours, if one is due, is queued. Nothing
+    /// is opened or sealed after that.
+    fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), Error>;
 
     /// The peer has said `close_notify`: no plaintext will follow.
     fn peer_closed(&self) -> bool;
@@ -23,7 +36,7 @@ pub(crate) trait Session {
     /// Seals `plain` and queues the records.
     ///
     /// # Errors
-    /// Nothing of `plain` is queued.
+    /// Not all of it is queued; the session cannot go on.
     fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted>;
 
     /// Queues `close_notify`. Nothing is sealed after it.
@@ -40,205 +53,115 @@ pub(crate) trait Session {
 }
 
 /// The session's keys have sealed as many records as they safely can, and cannot be renewed: so in
-/// TLS 1.2, after 2^24 records with AES-GCM. (TLS 1.3 renews keys by itself.)
+/// TLS 1.2, after 2^24 records with AES-GCM. (Those of TLS 1.3 are renewed in time.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeysExhausted;
 
-/// The largest plaintext of a record (RFC 8446 section 5.1), into which rustls cuts what it seals.
-const RECORD: usize = 16 * 1024;
-
-/// Records that are not ours to count: the handshake's last one and alerts.
-const OTHER_RECORDS: u64 = 8;
-
-/// rustls with its own buffers: every TLS version and suite, and the reference for any other
-/// engine. It keeps one copy of each record's plaintext; the relay's batches make up for it.
-pub(crate) struct Buffered {
-    connection: Box<ClientConnection>,
-    peer_closed: bool,
-    /// Records that the keys can still seal. Past its limit rustls only says `close_notify` and
-    /// swallows what it is given, so it must not come to that.
-    records_left: u64,
+/// What a finished handshake leaves behind.
+pub(crate) struct Established {
+    pub(super) connection: UnbufferedClientConnection,
+    /// Received after the handshake's last message, and not looked at.
+    pub(super) rest: Vec<u8>,
+    /// Received with it, and opened already.
+    pub(super) early: Vec<u8>,
+    /// rustls is to keep the records too.
+    pub(super) rustls_records: bool,
 }
 
-impl Buffered {
-    /// Takes over after the handshake.
-    pub(crate) fn new(mut connection: Box<ClientConnection>) -> Self {
-        // The relay bounds what is queued: it does not read the caller while records wait.
-        connection.set_buffer_limit(None);
-        let limit = match connection.negotiated_cipher_suite() {
-            Some(SupportedCipherSuite::Tls12(suite)) => suite.common.confidentiality_limit,
-            Some(SupportedCipherSuite::Tls13(_)) | None => u64::MAX,
-        };
-        Self {
+impl Established {
+    /// What was agreed on, and whom with.
+    pub(crate) fn facts(&self) -> &rustls::CommonState {
+        &self.connection
+    }
+
+    /// The session, for whoever carries data over it.
+    ///
+    /// # Errors
+    /// None that a finished handshake of this program should meet.
+    pub(crate) fn into_session(self) -> Result<Engine, Error> {
+        let Self {
             connection,
-            peer_closed: false,
-            records_left: limit.saturating_sub(OTHER_RECORDS),
+            rest,
+            early,
+            rustls_records,
+        } = self;
+        if rustls_records || connection.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+            return Ok(Engine::Unbuffered(Box::new(Unbuffered::new(
+                connection, rest, early,
+            ))));
         }
-    }
-
-    /// rustls' input buffer grows to a whole record (18 KiB) and shrinks only when the next read
-    /// begins, which for an idle connection may be never.
-    fn give_back_memory(&mut self) {
-        struct NothingYet;
-        impl io::Read for NothingYet {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::WouldBlock.into())
-            }
-        }
-        let _ = self.connection.read_tls(&mut NothingYet);
-    }
-
-    fn drain_plaintext(&mut self, plain: &mut [u8]) -> usize {
-        let mut len = 0;
-        while len < plain.len() {
-            match io::Read::read(&mut self.connection.reader(), &mut plain[len..]) {
-                Ok(0) => break,
-                Ok(n) => len += n,
-                // Nothing more for now; every other state of the stream is reported by
-                // `process_new_packets`.
-                Err(_) => break,
-            }
-        }
-        len
+        debug_assert!(early.is_empty(), "TLS 1.3 stops at its Finished");
+        let (secrets, connection) = connection.dangerous_into_kernel_connection()?;
+        let session = Records::new(secrets, connection, rest)?;
+        Ok(Engine::Records(Box::new(session)))
     }
 }
 
-impl Session for Buffered {
-    fn open(&mut self, mut wire: &[u8], plain: &mut [u8]) -> (usize, Result<(), rustls::Error>) {
-        let mut len = 0;
-        loop {
-            // An empty read would tell rustls that the stream has ended.
-            if !wire.is_empty() {
-                match self.connection.read_tls(&mut wire) {
-                    // After close_notify rustls takes nothing more; RFC 8446 section 6.1: data
-                    // received after it is ignored.
-                    Ok(0) => wire = &[],
-                    Ok(_) => {}
-                    // The record announces more bytes than a record can have.
-                    Err(_) => return (len, Err(rustls::Error::PeerSentOversizedRecord)),
-                }
-            }
-            let state = self.connection.process_new_packets();
-            len += self.drain_plaintext(&mut plain[len..]);
-            match state {
-                Ok(state) => self.peer_closed = state.peer_has_closed(),
-                Err(error) => return (len, Err(error)),
-            }
-            if wire.is_empty() || self.peer_closed {
-                self.give_back_memory();
-                return (len, Ok(()));
-            }
+/// The record layer of one session.
+pub(crate) enum Engine {
+    /// TLS 1.3, with records cut and joined here.
+    Records(Box<Records>),
+    /// TLS 1.2, or as configured.
+    Unbuffered(Box<Unbuffered>),
+}
+
+impl Engine {
+    /// Session tickets of TLS 1.3 that have come.
+    pub(crate) fn tickets(&self) -> u32 {
+        match self {
+            Self::Records(session) => session.tickets(),
+            Self::Unbuffered(session) => session.tickets(),
+        }
+    }
+}
+
+impl Session for Engine {
+    fn room(&self) -> usize {
+        match self {
+            Self::Records(session) => session.room(),
+            Self::Unbuffered(session) => session.room(),
+        }
+    }
+
+    fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), Error> {
+        match self {
+            Self::Records(session) => session.open(wire, pieces),
+            Self::Unbuffered(session) => session.open(wire, pieces),
         }
     }
 
     fn peer_closed(&self) -> bool {
-        self.peer_closed
+        match self {
+            Self::Records(session) => session.peer_closed(),
+            Self::Unbuffered(session) => session.peer_closed(),
+        }
     }
 
     fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted> {
-        let records = plain.len().div_ceil(RECORD) as u64;
-        self.records_left = self
-            .records_left
-            .checked_sub(records)
-            .ok_or(KeysExhausted)?;
-        let taken = io::Write::write(&mut self.connection.writer(), plain);
-        debug_assert_eq!(
-            taken.ok(),
-            Some(plain.len()),
-            "no limit is set, so all is taken"
-        );
-        Ok(())
+        match self {
+            Self::Records(session) => session.seal(plain),
+            Self::Unbuffered(session) => session.seal(plain),
+        }
     }
 
     fn close(&mut self) {
-        self.connection.send_close_notify();
+        match self {
+            Self::Records(session) => session.close(),
+            Self::Unbuffered(session) => session.close(),
+        }
     }
 
     fn wants_write(&self) -> bool {
-        self.connection.wants_write()
+        match self {
+            Self::Records(session) => session.wants_write(),
+            Self::Unbuffered(session) => session.wants_write(),
+        }
     }
 
     fn write(&mut self, sink: &mut dyn io::Write) -> io::Result<usize> {
-        self.connection.write_tls(sink)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use rustls::{ServerConfig, Tls12CipherSuite};
-
-    use super::*;
-    use crate::config::TlsVersion;
-    use crate::tls::client_config::client_config;
-    use crate::tls::test_pki::{self, Ca, at, handshake, now, policy, provider, trust};
-
-    /// TLS 1.2 with AES-GCM whose keys are worn out after `limit` records.
-    fn with_limit(limit: u64) -> rustls::crypto::CryptoProvider {
-        let mut provider = provider();
-        let aes = provider.cipher_suites.iter().find_map(|suite| match suite {
-            SupportedCipherSuite::Tls12(suite) if suite.common.confidentiality_limit < u64::MAX => {
-                Some(*suite)
-            }
-            SupportedCipherSuite::Tls12(_) | SupportedCipherSuite::Tls13(_) => None,
-        });
-        let aes = aes.unwrap();
-        let suite: &'static Tls12CipherSuite = Box::leak(Box::new(Tls12CipherSuite {
-            common: rustls::crypto::CipherSuiteCommon {
-                confidentiality_limit: limit,
-                ..aes.common
-            },
-            prf_provider: aes.prf_provider,
-            kx: aes.kx,
-            sign: aes.sign,
-            aead_alg: aes.aead_alg,
-        }));
-        provider.cipher_suites = vec![SupportedCipherSuite::Tls12(suite)];
-        provider
-    }
-
-    #[test]
-    fn what_worn_out_keys_cannot_seal_is_refused_and_not_swallowed() {
-        const LIMIT: u64 = 40;
-        let ca = Ca::new("root");
-        let leaf = ca.server();
-        let mut policy = policy();
-        policy.min_version = TlsVersion::Tls12;
-        policy.max_version = TlsVersion::Tls12;
-        let client =
-            client_config(&policy, None, Some(&trust(&[&ca])), &with_limit(LIMIT)).unwrap();
-        let client = at(&client, i64::try_from(now().as_secs()).unwrap());
-        let server = ServerConfig::builder_with_provider(Arc::new(provider()))
-            .with_protocol_versions(&[&rustls::version::TLS12])
-            .unwrap()
-            .with_no_client_auth()
-            .with_cert_resolver(test_pki::server(&leaf, &[]).cert_resolver);
-        let mut established = handshake(&client, server, "localhost").unwrap();
-        let mut session = Buffered::new(Box::new(established.client));
-        let mut accepted = 0;
-        while session.seal(b"x").is_ok() {
-            accepted += 1;
-            assert!(accepted < LIMIT, "records are counted");
+        match self {
+            Self::Records(session) => session.write(sink),
+            Self::Unbuffered(session) => session.write(sink),
         }
-        let mut wire = Vec::new();
-        while session.wants_write() {
-            session.write(&mut wire).unwrap();
-        }
-        let mut wire = &wire[..];
-        let mut received = Vec::new();
-        while !wire.is_empty() {
-            established.server.read_tls(&mut wire).unwrap();
-            let state = established.server.process_new_packets().unwrap();
-            assert!(!state.peer_has_closed());
-            let mut part = vec![0; state.plaintext_bytes_to_read()];
-            io::Read::read_exact(&mut established.server.reader(), &mut part).unwrap();
-            received.extend(part);
-        }
-        assert_eq!(
-            received.len() as u64,
-            accepted,
-            "what was taken has been sent"
-        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rustls::client::{ClientConnection, ResolvesClientCert, Resumption};
+use rustls::client::{ResolvesClientCert, Resumption, UnbufferedClientConnection};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{
@@ -15,7 +15,9 @@ use super::identity::Identity;
 use super::tickets::{ConnectionTickets, Tickets};
 use super::trust::Trust;
 use super::verifier::{Verifier, record_failure};
-use crate::config::{CaSource, CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
+use crate::config::{
+    CaSource, CrlExpired, KeyExchange, RecordLayer, TlsPolicy, TlsVersion, Verify,
+};
 use crate::failure::{Explained, Reason};
 
 /// Makes the connections of one service, identity generation and trust generation.
@@ -25,6 +27,7 @@ pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     /// `None` where the policy wants no resumption.
     tickets: Option<Arc<Tickets>>,
+    records: RecordLayer,
 }
 
 impl Connector {
@@ -32,17 +35,38 @@ impl Connector {
     /// which knows since when the server of those that it adds is verified.
     ///
     /// # Errors
-    /// As [`ClientConnection::new`].
+    /// As [`UnbufferedClientConnection::new`].
     pub(crate) fn connection(
         &self,
         server_name: ServerName<'static>,
-    ) -> Result<ClientConnection, rustls::Error> {
+    ) -> Result<UnbufferedClientConnection, rustls::Error> {
+        UnbufferedClientConnection::new(self.config(), server_name)
+    }
+
+    /// The same over rustls' own buffers, for tests.
+    ///
+    /// # Errors
+    /// As [`rustls::ClientConnection::new`].
+    #[cfg(test)]
+    pub(crate) fn buffered(
+        &self,
+        server_name: ServerName<'static>,
+    ) -> Result<rustls::ClientConnection, rustls::Error> {
+        rustls::ClientConnection::new(self.config(), server_name)
+    }
+
+    fn config(&self) -> Arc<ClientConfig> {
         let Some(tickets) = &self.tickets else {
-            return ClientConnection::new(Arc::clone(&self.config), server_name);
+            return Arc::clone(&self.config);
         };
         let mut config = ClientConfig::clone(&self.config);
         config.resumption = Resumption::store(Arc::new(ConnectionTickets::new(tickets)));
-        ClientConnection::new(Arc::new(config), server_name)
+        Arc::new(config)
+    }
+
+    /// Whether rustls is to keep the records of TLS 1.3 too.
+    pub(crate) fn rustls_records(&self) -> bool {
+        self.records == RecordLayer::Rustls
     }
 
     /// Whether application protocols are offered.
@@ -58,6 +82,7 @@ impl Connector {
         Arc::new(Self {
             config: Arc::new(config),
             tickets: self.tickets.clone(),
+            records: self.records,
         })
     }
 
@@ -67,6 +92,7 @@ impl Connector {
         Arc::new(Self {
             config: Arc::clone(&self.config),
             tickets,
+            records: self.records,
         })
     }
 }
@@ -107,13 +133,15 @@ pub(crate) fn client_config(
     config.enable_sni = policy.sni;
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    config.enable_secret_extraction = false;
+    // The record layer of TLS 1.3 takes the keys over: see proxy/session/records.rs.
+    config.enable_secret_extraction = policy.record_layer == RecordLayer::Own;
     config.cert_compressors = Vec::new();
     config.cert_decompressors = Vec::new();
     config.max_fragment_size = None;
     Ok(Arc::new(Connector {
         config: Arc::new(config),
         tickets: policy.resumption.then(|| Arc::new(Tickets::new())),
+        records: policy.record_layer,
     }))
 }
 

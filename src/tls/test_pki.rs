@@ -20,7 +20,7 @@ use super::client_config::{Connector, client_config};
 use super::identity::Identity;
 use super::trust::Trust;
 use super::verifier::take_failure;
-use crate::config::{CrlExpired, KeyExchange, TlsPolicy, TlsVersion, Verify};
+use crate::config::{CrlExpired, KeyExchange, RecordLayer, TlsPolicy, TlsVersion, Verify};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 
@@ -65,6 +65,7 @@ pub(crate) fn policy() -> TlsPolicy {
         ],
         alpn: Vec::new(),
         resumption: true,
+        record_layer: RecordLayer::Own,
     }
 }
 
@@ -359,7 +360,7 @@ pub(crate) fn handshake_with(
     name: &str,
 ) -> Result<Established, Box<Broken>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let mut client = client.connection(name).unwrap();
+    let mut client = client.buffered(name).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     loop {
         let (mut up, mut down) = (Vec::new(), Vec::new());

@@ -264,4 +264,10 @@ const KEYS: &[KeyModel] = &[
         default: "true",
         shown: |s| s.tls.resumption.to_string(),
     },
+    KeyModel {
+        name: "tls.record_layer",
+        values: &[("\"own\"", "Own"), ("\"rustls\"", "Rustls")],
+        default: "Own",
+        shown: |s| format!("{:?}", s.tls.record_layer),
+    },
 ];

@@ -11,6 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::proxy::scratch::Pieces;
 use crate::proxy::session::KeysExhausted;
 
 // === scripted sockets ===
@@ -160,28 +161,30 @@ fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 impl Session for Plain {
-    fn open(&mut self, wire: &[u8], plain: &mut [u8]) -> (usize, Result<(), rustls::Error>) {
-        self.partial.extend_from_slice(wire);
-        let mut len = 0;
-        while let [kind, size, rest @ ..] = &self.partial[..] {
+    fn room(&self) -> usize {
+        self.partial.len()
+    }
+
+    fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), rustls::Error> {
+        wire[..self.partial.len()].copy_from_slice(&self.partial);
+        let mut at = 0;
+        while let [kind, size, rest @ ..] = &wire[at..] {
             let size = usize::from(*size);
             if rest.len() < size {
                 break;
             }
             match *kind {
-                DATA => {
-                    plain[len..len + size].copy_from_slice(&rest[..size]);
-                    len += size;
-                }
+                DATA => pieces.push(wire, at + 2..at + 2 + size),
                 CLOSE => self.peer_closed = true,
                 _ => {
                     let alert = rustls::AlertDescription::UnknownCA;
-                    return (len, Err(rustls::Error::AlertReceived(alert)));
+                    return Err(rustls::Error::AlertReceived(alert));
                 }
             }
-            self.partial.drain(..2 + size);
+            at += 2 + size;
         }
-        (len, Ok(()))
+        self.partial = wire[at..].to_vec();
+        Ok(())
     }
 
     fn peer_closed(&self) -> bool {
@@ -216,12 +219,10 @@ impl Session for Plain {
 /// What the upstream received: its data, and how many times it was told of the end.
 fn unseal(wire: &[u8]) -> (Vec<u8>, usize) {
     let mut session = Plain::default();
-    let mut plain = vec![0; wire.len()];
-    let (len, result) = session.open(wire, &mut plain);
-    result.unwrap();
-    let closes = usize::from(session.peer_closed);
-    plain.truncate(len);
-    (plain, closes)
+    let mut wire = wire.to_vec();
+    let mut pieces = Pieces::default();
+    session.open(&mut wire, &mut pieces).unwrap();
+    (pieces.to_vec(&wire), usize::from(session.peer_closed))
 }
 
 // === running a relay ===
@@ -387,11 +388,10 @@ proptest! {
 
         prop_assert!(matches!(result, Err(Break::Caller(_))), "{:?}", result);
         let mut whole = Plain::default();
-        let mut plain = vec![0; upstream.written.len()];
-        let (len, opened) = whole.open(&upstream.written, &mut plain);
-        prop_assert!(opened.is_ok());
+        let mut pieces = Pieces::default();
+        prop_assert!(whole.open(&mut upstream.written, &mut pieces).is_ok());
         prop_assert!(!whole.peer_closed, "close_notify would say that all is well");
-        prop_assert!(sent_up.starts_with(&plain[..len]));
+        prop_assert!(sent_up.starts_with(&pieces.to_vec(&upstream.written)));
     }
 }
 
