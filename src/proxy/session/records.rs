@@ -150,7 +150,8 @@ impl Records {
             (self.empties, self.key_updates) = (0, 0);
             return Ok(());
         }
-        count(&mut self.empties, MAX_EMPTY).ok_or(PeerMisbehaved::TooManyEmptyFragments.into())
+        count(&mut self.empties, MAX_EMPTY)
+            .ok_or_else(|| PeerMisbehaved::TooManyEmptyFragments.into())
     }
 
     /// Part of a handshake message, or several of them (RFC 8446 section 5.1).
@@ -247,7 +248,7 @@ impl Records {
                 Ok(())
             }
             AlertDescription::UserCanceled => count(&mut self.warnings, MAX_WARNINGS)
-                .ok_or(PeerMisbehaved::TooManyWarningAlertsReceived.into()),
+                .ok_or_else(|| PeerMisbehaved::TooManyWarningAlertsReceived.into()),
             description => Err(Fatal {
                 alert: None,
                 error: Error::AlertReceived(description),
