@@ -163,6 +163,7 @@ async fn dial<C: Caller>(
     }
 }
 
+#[expect(clippy::manual_async_fn, reason = "see run")]
 fn relay<C: Caller>(
     caller: &mut C,
     mut upstream: TcpStream,
