@@ -1,6 +1,7 @@
 //! From bytes of certificates and keys, and from the configured policy, to a ready
 //! [`Connector`](client_config::Connector). No I/O and no clock: bytes, the time and the crypto provider are
-//! arguments. (The age of resumable sessions is measured by the monotonic clock.)
+//! arguments. (The age of resumable sessions and of remembered verdicts is measured by the
+//! monotonic clock.)
 
 pub(crate) mod client_config;
 pub(crate) mod identity;

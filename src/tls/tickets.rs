@@ -9,6 +9,11 @@
 //!
 //! rustls' own store keeps 8 tickets of each name; a server hands out one or two per connection,
 //! so that of a burst of new connections at most 8 could resume.
+//!
+//! A TLS 1.3 ticket is used once, as RFC 8446 appendix C.4 asks (and rustls has no second copy of
+//! one). Nearly every connection resumes all the same, from a server that gives a single ticket
+//! too: each resumed connection takes one and brings at least one, and each that found none brings
+//! one to the stock, which so grows to the number of connections that are opened at a time.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,6 +24,8 @@ use rustls::NamedGroup;
 use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls_pki_types::ServerName;
 
+use super::verifier;
+
 /// Tickets kept of each name. At 64 nearly every connection resumed with 32 opened at a time;
 /// at 8 a little more than half.
 const TICKETS_PER_NAME: usize = 64;
@@ -26,11 +33,15 @@ const TICKETS_PER_NAME: usize = 64;
 /// Server names kept. A service has one per upstream host.
 const NAMES: usize = 32;
 
-/// For how long after the server was verified its sessions, and those that follow from them, are
-/// resumed. A resumed session repeats neither the checks of the server's certificate nor those of
-/// the revocation lists, so this bounds how long an expired or revoked certificate goes unnoticed
-/// where nothing is reloaded. RFC 8446 allows 7 days.
-const MAX_AGE: Duration = Duration::from_secs(60 * 60);
+/// For how long after the server's chain was verified its sessions, and those that follow from
+/// them, are resumed. A resumed session repeats neither the checks of the server's certificate nor
+/// those of the revocation lists, so this bounds how long an expired or revoked certificate goes
+/// unnoticed where nothing is reloaded. RFC 8446 allows 7 days.
+const VERIFIED_WITHIN: Duration = Duration::from_secs(60 * 60);
+
+/// The same counted from the full handshake, which may have had its verdict from memory: it is
+/// taken as the oldest that it can be.
+const MAX_AGE: Duration = VERIFIED_WITHIN.saturating_sub(verifier::TTL);
 
 /// TLS 1.3 tickets (single-use, newest first), TLS 1.2 sessions and the key exchange group that
 /// each server chose. Bounded; the oldest goes first. Age is measured by the monotonic clock, so
@@ -52,7 +63,7 @@ struct Server {
 
 #[derive(Clone)]
 struct Aged<T> {
-    /// The connection on which the server was verified began then.
+    /// The connection whose handshake was a full one began then.
     since: Instant,
     session: T,
 }
@@ -97,8 +108,10 @@ impl Tickets {
         servers.push_back((name, server));
     }
 
-    fn is_fresh(&self, since: Instant) -> bool {
-        (self.clock)().saturating_duration_since(since) <= MAX_AGE
+    /// What is still to be given now. Looks at the clock once, however many tickets there are.
+    fn fresh(&self) -> impl Fn(Instant) -> bool + use<> {
+        let now = (self.clock)();
+        move |since| now.saturating_duration_since(since) <= MAX_AGE
     }
 }
 
@@ -107,8 +120,8 @@ impl Tickets {
 pub(super) struct ConnectionTickets {
     tickets: Arc<Tickets>,
     began: Instant,
-    /// Since when the server of the session that was given is verified. Whether it took the
-    /// session is not known here; if it did not, its new sessions end too early, not too late.
+    /// When the full handshake was that the session comes from that was given. Whether the server
+    /// took the session is not known here; if it did not, its new sessions end too early, not too late.
     given: OnceLock<Instant>,
 }
 
@@ -152,10 +165,9 @@ impl ClientSessionStore for ConnectionTickets {
     }
 
     fn tls12_session(&self, server_name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        let fresh = self.tickets.fresh();
         let session = self.tickets.read(server_name, |server| {
-            server
-                .tls12
-                .take_if(|session| !self.tickets.is_fresh(session.since));
+            server.tls12.take_if(|session| !fresh(session.since));
             server.tls12.clone()
         })?;
         Some(self.give(session))
@@ -183,11 +195,10 @@ impl ClientSessionStore for ConnectionTickets {
         &self,
         server_name: &ServerName<'static>,
     ) -> Option<Tls13ClientSessionValue> {
+        let fresh = self.tickets.fresh();
         let ticket = self.tickets.read(server_name, |server| {
             // Not in order of `since`: a resumed connection adds old ones.
-            server
-                .tls13
-                .retain(|ticket| self.tickets.is_fresh(ticket.since));
+            server.tls13.retain(|ticket| fresh(ticket.since));
             server.tls13.pop_back()
         })?;
         Some(self.give(ticket))
@@ -210,7 +221,9 @@ mod tests {
 
     use super::*;
     use crate::config::{TlsPolicy, TlsVersion};
-    use crate::tls::test_pki::{Ca, client, handshake, handshake_with, policy, server, trust};
+    use crate::tls::test_pki::{
+        Ca, NOW, at, client, handshake, handshake_with, policy, server, trust,
+    };
 
     /// A store with a clock that stands still until it is told.
     fn store() -> (Arc<Tickets>, Arc<AtomicU64>) {
@@ -273,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_older_than_an_hour_are_not_resumed() {
+    fn sessions_older_than_55_minutes_are_not_resumed() {
         for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
             let policy = TlsPolicy {
                 min_version: version,
@@ -287,15 +300,15 @@ mod tests {
             };
             let (store, seconds) = store();
             fill(&store, &policy, "one", 2);
-            seconds.store(3_600, Ordering::Relaxed);
+            seconds.store(3_300, Ordering::Relaxed);
             assert!(given(&store));
-            seconds.store(3_601, Ordering::Relaxed);
+            seconds.store(3_301, Ordering::Relaxed);
             assert!(!given(&store));
         }
     }
 
     #[test]
-    fn a_chain_of_resumptions_ends_an_hour_after_the_server_was_verified() {
+    fn a_chain_of_resumptions_ends_55_minutes_after_the_full_handshake() {
         for version in [TlsVersion::Tls12, TlsVersion::Tls13] {
             let policy = TlsPolicy {
                 min_version: version,
@@ -315,14 +328,43 @@ mod tests {
             for (moment, kind) in [
                 (0, Full),
                 (2_400, Resumed),
-                (3_600, Resumed),
-                (3_601, Full),
-                (7_201, Resumed),
-                (7_202, Full),
+                (3_300, Resumed),
+                (3_301, Full),
+                (6_601, Resumed),
+                (6_602, Full),
             ] {
                 assert_eq!(kind_at(moment), kind, "{version:?} after {moment} s");
             }
         }
+    }
+
+    /// The later of two full handshakes has its verdict from memory, as late as it can: what is
+    /// resumed from it ends an hour after the signatures were verified, not an hour after it.
+    #[test]
+    fn a_verdict_from_memory_and_a_session_together_end_within_an_hour() {
+        let ca = Ca::new("root");
+        let server = Arc::new(server(&ca.server(), &[]));
+        let client = client(&policy(), None, &trust(&[&ca]));
+        let (store, seconds) = store();
+        let kind_at = |store: &Arc<Tickets>, moment: i64| {
+            seconds.store(moment as u64, Ordering::Relaxed);
+            let client = at(&client, NOW + moment).with_tickets(Some(Arc::clone(store)));
+            let done = handshake_with(&client, &server, "localhost").unwrap();
+            done.client.handshake_kind().unwrap()
+        };
+        let remembered = |what: &str| {
+            let verifier = format!("{client:?}");
+            assert!(verifier.contains(what), "{what:?} is not in {verifier}");
+        };
+        let other = Arc::new(Tickets::new());
+        assert_eq!(kind_at(&other, 0), HandshakeKind::Full);
+        remembered("hits: 0, misses: 1");
+        let last = verifier::TTL.as_secs() as i64;
+        assert_eq!(kind_at(&store, last), HandshakeKind::Full);
+        remembered("hits: 1, misses: 1");
+        assert_eq!(kind_at(&store, 3_600), HandshakeKind::Resumed);
+        assert_eq!(kind_at(&store, 3_601), HandshakeKind::Full);
+        remembered("hits: 1, misses: 2");
     }
 
     #[test]
@@ -331,7 +373,7 @@ mod tests {
         let old = new_connection(&store);
         fill(&store, &policy(), "one", 1);
         let ticket = new_connection(&store).take_tls13_ticket(&name("one"));
-        seconds.store(3_601, Ordering::Relaxed);
+        seconds.store(3_301, Ordering::Relaxed);
         old.insert_tls13_ticket(name("one"), ticket.unwrap());
         assert_eq!(count(&store, "one"), 0);
     }

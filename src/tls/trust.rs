@@ -26,7 +26,7 @@ pub(crate) struct Trust {
     /// Of `anchors`, in the same order.
     pub(super) roots: Vec<TrustAnchor<'static>>,
     /// Of `anchors`, in the same order: how many CAs may stand below each (pathLenConstraint).
-    pub(super) path_lengths: Vec<Option<u32>>,
+    path_lengths: Vec<Option<u32>>,
     /// Subject (DER) and subject key identifier of the anchors that have one.
     subject_keys: Vec<(Vec<u8>, Vec<u8>)>,
     /// Of `crls`, in the same order. webpki takes the first list that speaks for a certificate,
@@ -73,6 +73,17 @@ impl Trust {
             trust.take_lists(parts)?;
         }
         Ok(trust)
+    }
+
+    /// What is known of an anchor among `roots`: its certificate, and how many CAs may stand below
+    /// it. `None` for any other.
+    pub(super) fn known_of(
+        &self,
+        anchor: &TrustAnchor<'_>,
+    ) -> Option<(&CertificateSummary, Option<u32>)> {
+        let mut roots = self.roots.iter();
+        let index = roots.position(|root| std::ptr::eq(root, anchor))?;
+        Some((self.anchors.get(index)?, *self.path_lengths.get(index)?))
     }
 
     /// Whether an anchor has the name of the certificate's issuer and this subject key identifier.

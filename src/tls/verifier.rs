@@ -22,15 +22,16 @@ use webpki::{
 
 use super::names;
 use super::summary;
-use super::trust::Trust;
+use super::trust::{self, Trust};
 use crate::config::{CrlExpired, NamePattern, TlsPolicy, Verify};
 use crate::failure::{Explained, Reason};
 
+mod chains;
 mod explain;
-mod issuers;
 
+use chains::Chains;
+pub(super) use chains::TTL;
 use explain::Presented;
-use issuers::Issuers;
 
 thread_local! {
     static FAILURE: RefCell<Option<Explained>> = const { RefCell::new(None) };
@@ -51,7 +52,8 @@ pub(super) fn record_failure(failure: Explained) {
     FAILURE.set(Some(failure));
 }
 
-/// The server's certificate against one policy and one trust.
+/// The server's certificate against one policy and one trust. Neither ever changes in it; what it
+/// remembers of earlier verifications rests on that.
 pub(super) struct Verifier {
     verify: Verify,
     depth: Option<u8>,
@@ -61,7 +63,7 @@ pub(super) struct Verifier {
     /// `None`, where a chain is to be verified, refuses every server.
     trust: Option<Arc<Trust>>,
     algorithms: WebPkiSupportedAlgorithms,
-    issuers: Issuers,
+    chains: Chains,
 }
 
 /// A refusal in both forms.
@@ -84,12 +86,11 @@ impl Verifier {
             allowed_names: policy.allowed_names.clone(),
             trust: trust.map(Arc::clone),
             algorithms: provider.signature_verification_algorithms,
-            issuers: Issuers::default(),
+            chains: Chains::new(),
         }
     }
 
-    /// Chain, name, pins, allowed names, in this order: the first that fails is told. Pins and
-    /// allowed names are held to under every `verify`, since they can only refuse.
+    /// Whether the server is good, from memory where the same was found good a moment ago.
     fn check(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -97,34 +98,66 @@ impl Verifier {
         server_name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), Refusal> {
-        let nothing_asked =
-            self.verify == Verify::None && self.pins.is_empty() && self.allowed_names.is_empty();
-        if nothing_asked {
-            return Ok(());
-        }
         let presented = Presented {
             end_entity,
             intermediates,
             now,
         };
-        let leaf = EndEntityCert::try_from(end_entity)
+        // Without a chain there is nothing to save.
+        if self.verify == Verify::None {
+            return self.check_anew(&presented, server_name).map(drop);
+        }
+        let question = self
+            .chains
+            .question(end_entity, intermediates, server_name, now);
+        if question
+            .as_ref()
+            .is_some_and(|it| self.chains.known_good(it))
+        {
+            return Ok(());
+        }
+        let until = self.check_anew(&presented, server_name)?;
+        if let (Some(question), Some(until)) = (&question, until) {
+            self.chains.remember(question, until);
+        }
+        Ok(())
+    }
+
+    /// Chain, name, pins, allowed names, in this order: the first that fails is told. Pins and
+    /// allowed names are held to under every `verify`, since they can only refuse.
+    ///
+    /// Says as [`Self::check_chain`] until when the verdict holds.
+    fn check_anew(
+        &self,
+        presented: &Presented<'_>,
+        server_name: &ServerName<'_>,
+    ) -> Result<Option<i64>, Refusal> {
+        let nothing_asked =
+            self.verify == Verify::None && self.pins.is_empty() && self.allowed_names.is_empty();
+        if nothing_asked {
+            return Ok(None);
+        }
+        let leaf = EndEntityCert::try_from(presented.end_entity)
             .map_err(|error| presented.refusal(error, self.trust.as_deref()))?;
+        let mut until = None;
         if self.verify != Verify::None {
-            self.check_chain(&leaf, &presented)?;
+            until = self.check_chain(&leaf, presented)?;
         }
         if self.verify == Verify::Full {
             leaf.verify_is_valid_for_subject_name(server_name)
                 .map_err(|error| presented.wrong_name(error, server_name))?;
         }
-        self.check_pins(&leaf, &presented)?;
-        self.check_allowed_names(&leaf, &presented)
+        self.check_pins(&leaf, presented)?;
+        self.check_allowed_names(&leaf, presented)?;
+        Ok(until)
     }
 
+    /// Until when the chain is good, in seconds since 1970; `None` where that cannot be told.
     fn check_chain(
         &self,
         leaf: &EndEntityCert<'_>,
         presented: &Presented<'_>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<i64>, Refusal> {
         let Some(trust) = self.trust.as_deref() else {
             return Err(Refusal {
                 error: CertificateError::UnknownIssuer,
@@ -170,7 +203,7 @@ impl Verifier {
             revocation,
             Some(&judge),
         ) {
-            Ok(_) => Ok(()),
+            Ok(path) => Ok(self.good_until(trust, &path, presented)),
             Err(error) => Err(match refused_path.take() {
                 Some(refusal) => *refusal,
                 None => presented.refusal(error, Some(trust)),
@@ -187,12 +220,7 @@ impl Verifier {
     ) -> Result<(), (webpki::Error, Box<Refusal>)> {
         // webpki knows neither the validity of an anchor, and one may expire while it is in use,
         // nor its path length.
-        let anchor = trust
-            .roots
-            .iter()
-            .position(|root| std::ptr::eq(root, path.anchor()))
-            .and_then(|index| Some((trust.anchors.get(index)?, *trust.path_lengths.get(index)?)));
-        let Some((anchor, path_length)) = anchor else {
+        let Some((anchor, path_length)) = trust.known_of(path.anchor()) else {
             return Err((
                 webpki::Error::UnknownIssuer,
                 Box::new(presented.internal("the path ends at an anchor that is not in the trust")),
@@ -210,7 +238,7 @@ impl Verifier {
         if let Some(ca) = path
             .intermediate_certificates()
             .map(webpki::Cert::der)
-            .find(|ca| !self.issuers.may_issue(ca))
+            .find(|ca| !may_issue(ca))
         {
             let refusal = presented.may_not_issue(&ca);
             return Err((webpki::Error::EndEntityUsedAsCa, Box::new(refusal)));
@@ -234,6 +262,32 @@ impl Verifier {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// The last second (since 1970) at which this path is in force: of its certificates, of its
+    /// anchor, and, where an outdated list refuses, of the lists. Any list counts that is not
+    /// outdated yet, on the path or not: one too many ends the verdict too early, not too late.
+    fn good_until(
+        &self,
+        trust: &Trust,
+        path: &VerifiedPath<'_>,
+        presented: &Presented<'_>,
+    ) -> Option<i64> {
+        let (anchor, _) = trust.known_of(path.anchor())?;
+        let mut until = anchor.not_after.min(not_after(presented.end_entity)?);
+        for ca in path.intermediate_certificates() {
+            until = until.min(not_after(&ca.der())?);
+        }
+        if self.crl_expired == CrlExpired::Refuse {
+            for list in &trust.crls {
+                let next_update = list.next_update?;
+                // To webpki a list is outdated from this second on.
+                if next_update > presented.seconds() {
+                    until = until.min(next_update - 1);
+                }
+            }
+        }
+        Some(until)
     }
 
     fn check_pins(
@@ -330,6 +384,17 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
+/// Whether the certificate's keyUsage lets it issue. webpki asks basicConstraints only, which may
+/// say CA:TRUE of a key that is not to issue (RFC 5280 section 6.1.4 (n)).
+fn may_issue(ca: &CertificateDer<'_>) -> bool {
+    !summary::parse(ca).is_ok_and(|ca| trust::is_not_to_issue(&ca))
+}
+
+fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let certificate = summary::parse(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// The proof that the server holds its key is asked for under every `verify`. rustls reads the
 /// certificate through webpki for it, so that a version 1 certificate fails here even under
 /// `verify = "none"`.
@@ -355,6 +420,7 @@ impl fmt::Debug for Verifier {
         f.debug_struct("Verifier")
             .field("verify", &self.verify)
             .field("depth", &self.depth)
+            .field("chains", &self.chains)
             .finish_non_exhaustive()
     }
 }

@@ -21,5 +21,6 @@ mod limits;
 mod mtls;
 mod real_servers;
 mod reload;
+mod resumption;
 mod rotation;
 mod support;

@@ -156,8 +156,8 @@ pub(crate) struct Options {
     pub(crate) groups: Vec<rustls::NamedGroup>,
     /// Cipher suites on offer; empty: all.
     pub(crate) suites: Vec<rustls::CipherSuite>,
-    /// Sends session tickets.
-    pub(crate) tickets: bool,
+    /// TLS 1.3 tickets sent with each handshake; 0: no sessions at all.
+    pub(crate) tickets: usize,
 }
 
 pub(crate) const TLS12: &[&SupportedProtocolVersion] = &[&version::TLS12];
@@ -176,7 +176,7 @@ impl Options {
             alpn: Vec::new(),
             groups: Vec::new(),
             suites: Vec::new(),
-            tickets: true,
+            tickets: 2,
         }
     }
 
@@ -195,6 +195,12 @@ impl Options {
 
     pub(crate) fn client_auth(mut self, client_auth: ClientAuth) -> Self {
         self.client_auth = client_auth;
+        self
+    }
+
+    /// As in [`Self::tickets`].
+    pub(crate) fn giving_tickets(mut self, tickets: usize) -> Self {
+        self.tickets = tickets;
         self
     }
 
@@ -258,8 +264,8 @@ impl Options {
             .with_single_cert(present.chain.clone(), present.key_der())
             .expect("the key fits the certificate");
         config.alpn_protocols.clone_from(&self.alpn);
-        if !self.tickets {
-            config.send_tls13_tickets = 0;
+        config.send_tls13_tickets = self.tickets;
+        if self.tickets == 0 {
             config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         }
         Arc::new(config)
