@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -16,6 +16,7 @@ use crate::config::ServiceName;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::source::Trigger;
 use crate::status::{LastFailure, ServiceState, Status, Traffic};
+use crate::workers::Crew;
 
 mod text;
 
@@ -54,6 +55,7 @@ impl Metrics {
             services: Mutex::default(),
             reloads: Mutex::default(),
             mirror: Mutex::default(),
+            crew: OnceLock::new(),
         });
         let mut registry = Registry::with_prefix("tlsward");
         registry.register_collector(Box::new(Arc::clone(&inner)));
@@ -106,6 +108,11 @@ impl Metrics {
         if matches!(result, "ok" | "unchanged") {
             reloads.last_success.insert(source, now);
         }
+    }
+
+    /// From now on the workers are shown too; those of the first call.
+    pub(crate) fn show_workers(&self, crew: &Arc<Crew>) {
+        self.inner.crew.get_or_init(|| Arc::clone(crew));
     }
 
     /// Sets the gauges that mirror status (expiry, generations, readiness).
@@ -210,6 +217,7 @@ struct Inner {
     services: Mutex<BTreeMap<ServiceName, Entry>>,
     reloads: Mutex<Reloads>,
     mirror: Mutex<Mirror>,
+    crew: OnceLock<Arc<Crew>>,
 }
 
 impl Inner {

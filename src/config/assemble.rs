@@ -23,6 +23,7 @@ pub(super) fn assemble(
 ) -> Config {
     let Document {
         shutdown_timeout,
+        workers,
         admin,
         log,
         defaults,
@@ -74,6 +75,10 @@ pub(super) fn assemble(
             connections: set_or(log.connections, true),
         },
         shutdown_timeout: set_or(shutdown_timeout, Duration::from_secs(30)),
+        workers: match workers {
+            Slot::Set(workers, _) => Some(workers),
+            Slot::Absent | Slot::Invalid => None,
+        },
         services,
         origins: Origins(origins),
     }

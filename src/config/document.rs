@@ -46,6 +46,7 @@ impl<T> Slot<T> {
 #[derive(Debug, Default)]
 pub(super) struct Document {
     pub(super) shutdown_timeout: Slot<Duration>,
+    pub(super) workers: Slot<NonZeroUsize>,
     pub(super) admin: AdminTable,
     pub(super) log: LogTable,
     pub(super) defaults: ServiceTable,
@@ -155,6 +156,12 @@ impl Document {
                         continue;
                     };
                     document.shutdown_timeout = reader.text(&written, value::duration);
+                }
+                "workers" => {
+                    let Some(written) = reader.written(Table::Top, &path, name, value) else {
+                        continue;
+                    };
+                    document.workers = reader.above_zero(&written);
                 }
                 "admin" => reader.table(&path, value, |reader, name, value| {
                     document.admin.set(reader, "admin", name, value);

@@ -46,7 +46,20 @@ impl Inner {
                 Some(&Unit::Seconds),
                 MetricType::Gauge,
             )?
-            .encode_gauge(&self.started_at)
+            .encode_gauge(&self.started_at)?;
+        let mut family = encoder.encode_descriptor(
+            "worker_connections",
+            "Callers' connections that are open now, by the worker thread that carries them.",
+            None,
+            MetricType::Gauge,
+        )?;
+        let open = self.crew.get().into_iter().flat_map(|crew| crew.open());
+        for (number, open) in open.enumerate() {
+            family
+                .encode_family(&[("worker", number)])?
+                .encode_gauge(&i64::try_from(open).unwrap_or(i64::MAX))?;
+        }
+        Ok(())
     }
 
     fn encode_reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

@@ -19,6 +19,7 @@ use super::resolve::Resolver;
 use crate::config::{Host, UpstreamAddress};
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::Route;
+use crate::workers::Dialling;
 
 /// Head start of an address over the next one (RFC 8305 section 5: 250 ms recommended).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -30,6 +31,17 @@ pub(crate) struct Connected {
     pub(crate) endpoint: SocketAddr,
     /// The name that was verified.
     pub(crate) server_name: ServerName<'static>,
+}
+
+/// What a connection needs until it stands.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) resolver: Arc<Resolver>,
+    /// `connect_timeout` counts from here.
+    pub(crate) accepted: Instant,
+    /// Where the worker that dials counts it.
+    #[expect(dead_code, reason = "counts until it is dropped")]
+    pub(crate) dialling: Option<Dialling>,
 }
 
 /// How far a dial has come, readable by whoever gives it up.
@@ -57,32 +69,34 @@ impl Progress {
 /// Dials the upstream of `route`, verifies it and presents the route's identity.
 ///
 /// # Errors
-/// Says in which phase it failed, on whose side and why. After `timeouts.connect` it is
-/// [`Reason::Timeout`] in the phase that had been reached.
+/// Says in which phase it failed, on whose side and why. At `timeouts.connect` after the caller
+/// was accepted it is [`Reason::Timeout`] in the phase that had been reached.
 ///
 /// # Cancellation
 /// Whatever had been opened is closed.
 pub(crate) async fn connect(
     route: &Route,
-    resolver: &Arc<Resolver>,
+    dial: &Dial,
     progress: &Progress,
 ) -> Result<Connected, Failure> {
+    let attempt = attempt(route, &dial.resolver, progress);
+    tokio::time::timeout_at(dial.accepted + route.timeouts.connect, attempt)
+        .await
+        .unwrap_or_else(|_| Err(too_late(route, progress)))
+}
+
+fn too_late(route: &Route, progress: &Progress) -> Failure {
     let limit = route.timeouts.connect;
-    match tokio::time::timeout(limit, attempt(route, resolver, progress)).await {
-        Ok(result) => result,
-        Err(_) => {
-            let phase = progress.phase();
-            let side = if phase == Phase::Resolve {
-                Side::Local
-            } else {
-                Side::Upstream
-            };
-            let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
-            let upstream = upstream.join(", ");
-            let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
-            Err(Failure::new(phase, side, Reason::Timeout, detail))
-        }
-    }
+    let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
+    let upstream = upstream.join(", ");
+    let phase = progress.phase();
+    let side = if phase == Phase::Resolve {
+        Side::Local
+    } else {
+        Side::Upstream
+    };
+    let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
+    Failure::new(phase, side, Reason::Timeout, detail)
 }
 
 async fn attempt(

@@ -23,3 +23,4 @@ mod real_servers;
 mod reload;
 mod rotation;
 mod support;
+mod workers;
