@@ -202,6 +202,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Open connections at once; more wait in the kernel's backlog. Default no limit.
     pub max_connections: Option<NonZeroUsize>,
+    /// TLS handshakes with the upstream at once; more wait in order. Default 256.
+    pub max_handshakes: Option<NonZeroUsize>,
     /// Idle time before TCP keep-alive probes, on both sides. Default 3 minutes; `None` is off.
     pub keepalive: Option<Duration>,
     /// What a new certificate means to open connections.

@@ -37,6 +37,8 @@ pub(crate) struct ServiceMetrics {
     bytes_down: AtomicU64,
     handshakes_full: AtomicU64,
     handshakes_resumed: AtomicU64,
+    handshakes_waiting: AtomicI64,
+    handshakes_queued: AtomicU64,
     connect: Histogram,
     handshake: Histogram,
     failures: Mutex<Failures>,
@@ -45,6 +47,10 @@ pub(crate) struct ServiceMetrics {
 /// Counts a connection as open until dropped.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<ServiceMetrics>);
+
+/// Counts a connection as one that waits for its handshake until dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a ServiceMetrics);
 
 impl Metrics {
     /// No services yet; the process starts now.
@@ -147,6 +153,14 @@ impl ServiceMetrics {
         self.connect.observe(took);
     }
 
+    /// `max_handshakes` keeps a connection from beginning its handshake; it waits until the guard
+    /// is dropped.
+    pub(crate) fn waiting_for_handshake(&self) -> Waiting<'_> {
+        self.handshakes_queued.fetch_add(1, Relaxed);
+        self.handshakes_waiting.fetch_add(1, Relaxed);
+        Waiting(self)
+    }
+
     /// The handshake is done; `took` is its own time.
     pub(crate) fn handshaken(&self, took: Duration, resumed: bool) {
         self.handshake.observe(took);
@@ -207,6 +221,12 @@ impl ServiceMetrics {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes_waiting.fetch_sub(1, Relaxed);
     }
 }
 

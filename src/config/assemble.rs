@@ -2,6 +2,7 @@
 //! more than one key.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::document::{Document, ServiceTable, Slot, WrittenService};
@@ -212,6 +213,11 @@ impl<'d, 'f> Layers<'d, 'f> {
             ),
         };
         let max_connections = self.value("max_connections", |t| &t.max_connections, None);
+        let max_handshakes = self.value(
+            "max_handshakes",
+            |t| &t.max_handshakes,
+            NonZeroUsize::new(256),
+        );
         let keepalive = self.value(
             "keepalive",
             |t| &t.keepalive,
@@ -232,6 +238,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             tls,
             timeouts,
             max_connections,
+            max_handshakes,
             keepalive,
             on_rotation,
             unclean_close,

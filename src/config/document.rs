@@ -84,6 +84,7 @@ pub(super) struct ServiceTable {
     pub(super) max_lifetime: Slot<Option<Duration>>,
     pub(super) close_timeout: Slot<Duration>,
     pub(super) max_connections: Slot<Option<NonZeroUsize>>,
+    pub(super) max_handshakes: Slot<Option<NonZeroUsize>>,
     pub(super) keepalive: Slot<Option<Duration>>,
     /// Whether it is `drain`.
     pub(super) drain_on_rotation: Slot<bool>,
@@ -318,6 +319,9 @@ impl ServiceTable {
             "close_timeout" => self.close_timeout = reader.text(&written, value::time_limit),
             "max_connections" => {
                 self.max_connections = reader.integer_or_off(&written);
+            }
+            "max_handshakes" => {
+                self.max_handshakes = reader.integer_or_off(&written);
             }
             "keepalive" => self.keepalive = reader.text(&written, value::keepalive),
             "on_rotation" => self.drain_on_rotation = reader.choice(&written, &ON_ROTATION),

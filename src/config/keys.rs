@@ -206,6 +206,17 @@ const SERVICE: &[Key] = &[
         elsewhere: &[("nginx", "max_conns"), ("nginx", "limit_conn")],
     },
     Key {
+        name: "max_handshakes",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            off: true,
+        },
+        default: Default::Is("256"),
+        doc: "TLS handshakes with the upstream at once; more wait for their turn, within connect_timeout.",
+        elsewhere: &[],
+    },
+    Key {
         name: "keepalive",
         kind: Kind::Duration { off: true },
         default: Default::Is("\"3m\""),

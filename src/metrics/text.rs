@@ -261,6 +261,31 @@ fn encode_handshakes(encoder: &mut DescriptorEncoder<'_>, services: &Services) -
             counter(&mut family, &labels, count.load(Relaxed))?;
         }
     }
+    let mut family = encoder.encode_descriptor(
+        "handshakes_waiting",
+        "Connections that wait now for their TLS handshake, because max_handshakes are under way.",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, metrics) in services {
+        family
+            .encode_family(&[("service", name.as_str())])?
+            .encode_gauge(&metrics.handshakes_waiting.load(Relaxed))?;
+    }
+    let mut family = encoder.encode_descriptor(
+        "handshakes_queued",
+        "Connections that had to wait for their TLS handshake because of max_handshakes.",
+        None,
+        MetricType::Counter,
+    )?;
+    for (name, metrics) in services {
+        let labels = [("service", name.as_str())];
+        counter(
+            &mut family,
+            &labels,
+            metrics.handshakes_queued.load(Relaxed),
+        )?;
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ mod cli;
 mod drain;
 mod failures;
 mod half_close;
+mod handshakes;
 mod kit;
 mod limits;
 mod mtls;

@@ -8,7 +8,7 @@ use crate::config::{Host, Listen, ServiceName, Timeouts, UncleanClose, UpstreamA
 use crate::metrics::Metrics;
 use crate::proxy::connect::{Progress, connect};
 use crate::proxy::listener::Bound;
-use crate::route::Presented;
+use crate::route::{Handshakes, Presented};
 use crate::tls::client_config::Connector;
 use crate::tls::test_pki::{self, Ca, Leaf, client, policy, trust};
 use crate::workers::Workers;
@@ -92,6 +92,7 @@ fn route(to: SocketAddr, tls: Arc<Connector>) -> Route {
         unclean_close: UncleanClose::Reset,
         callers: Callers::Anyone,
         max_connections: None,
+        handshakes: Arc::new(Handshakes::new(None)),
         log: false,
         retired: CancellationToken::new(),
         retire_over: None,
