@@ -110,9 +110,19 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             shutdown.drain().cancel();
             control.await
         }
+        // With a part of it gone, a process must not look alive: whoever watches over it starts
+        // it again. What still works may end as with a signal.
+        () = shutdown.fault().cancelled() => {
+            error!(reason = %Reason::Internal, hint = Reason::Internal.hint(), "draining");
+            shutdown.drain().cancel();
+            control.await
+        }
     };
     let drained = drain(&shutdown, stopped.shutdown_timeout, &mut stop).await;
     stopped.finish().await;
+    if shutdown.fault().is_cancelled() {
+        return ExitCode::from(FAILED_TO_START);
+    }
     if drained {
         info!("stopped: every connection had ended");
         ExitCode::SUCCESS
@@ -156,7 +166,7 @@ fn refuse_to_start(refused: &Refused, format: LogFormat) -> ExitCode {
         }
     }
     ExitCode::from(match refused.why.reason {
-        Reason::BindFailed | Reason::Internal => FAILED_TO_START,
+        Reason::BindFailed | Reason::LocalResource | Reason::Internal => FAILED_TO_START,
         // The file has mistakes, or cannot be read.
         _ => BAD_CONFIGURATION,
     })

@@ -129,7 +129,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIGURATION));
         }
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
+    // One thread for whatever is no traffic; `run` starts others for that.
+    let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
     {

@@ -48,6 +48,9 @@ pub struct Config {
     pub log: Log,
     /// How long open connections may go on after SIGTERM. Default 30 s.
     pub shutdown_timeout: Duration,
+    /// Threads that carry connections; counts at the start of the process. Default: one for each
+    /// CPU that it may use.
+    pub workers: Option<NonZeroUsize>,
     /// All services, by name. No two have the same listener.
     pub services: BTreeMap<ServiceName, Service>,
     /// Where each value of each service comes from, for `tlsward check`.
@@ -117,6 +120,7 @@ impl Config {
                 connections: true,
             },
             shutdown_timeout: Duration::ZERO,
+            workers: None,
             services: BTreeMap::new(),
             origins: Origins::default(),
         }
@@ -198,6 +202,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Open connections at once; more wait in the kernel's backlog. Default no limit.
     pub max_connections: Option<NonZeroUsize>,
+    /// TLS handshakes with the upstream at once; more wait in order. Default 256.
+    pub max_handshakes: Option<NonZeroUsize>,
     /// Idle time before TCP keep-alive probes, on both sides. Default 3 minutes; `None` is off.
     pub keepalive: Option<Duration>,
     /// What a new certificate means to open connections.

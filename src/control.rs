@@ -32,6 +32,7 @@ use crate::source::{
 use crate::status::{ConfigStatus, ProcessState, ServiceState, Status};
 use crate::telemetry;
 use crate::unix_socket;
+use crate::workers::Workers;
 
 mod credentials;
 mod endpoints;
@@ -97,13 +98,17 @@ pub(crate) struct Stopped {
     pub(crate) shutdown_timeout: Duration,
     endpoints: Endpoints,
     watch: Watch,
+    workers: Option<Workers>,
 }
 
 impl Stopped {
-    /// Ends the endpoints, which answer until the last connection has ended.
+    /// Ends the endpoints, which answer until the last connection has ended, and the workers.
     pub(crate) async fn finish(self) {
         self.endpoints.stop().await;
         self.watch.stop().await;
+        if let Some(workers) = self.workers {
+            workers.join();
+        }
     }
 }
 
@@ -221,11 +226,12 @@ impl Control {
         // Dropped requests are told that the process stops.
         self.requests.clear();
         self.publish();
-        self.listeners.close_all().await;
+        let workers = self.listeners.close_all().await;
         Stopped {
             shutdown_timeout: self.state.config.shutdown_timeout,
             endpoints: self.endpoints,
             watch: self.watch,
+            workers,
         }
     }
 
@@ -416,11 +422,28 @@ impl Control {
         let held = self.listeners.held();
         let plan = self.state.plan(&config, &held);
 
+        self.start_workers(&config)?;
         let prepared = self.prepare(&plan, &config)?;
         let sources = Credentials::sources(&config);
         let unread = self.state.credentials.unread(&sources);
         let readings = read(unread).await;
         Ok(self.commit(config, plan, prepared, &readings).await)
+    }
+
+    /// Starts the workers with the first configuration; a later one cannot change their number.
+    fn start_workers(&mut self, config: &Config) -> Result<(), Refused> {
+        match self.listeners.workers(config.workers) {
+            Ok(workers) => self.setup.metrics.show_workers(workers.crew()),
+            Err(error) => {
+                let detail = format!("cannot start worker threads: {error}");
+                let fix = "set workers to a smaller number, or raise the limits of threads (ulimit -u, TasksMax=) and of open files";
+                return Err(Refused::of(
+                    Explained::new(Reason::LocalResource, detail),
+                    fix,
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Takes every new address; on any failure gives all of them back.
@@ -476,6 +499,9 @@ impl Control {
             changed: words(&plan.changed),
             removed: words(&plan.removed),
         };
+        if self.generation > 0 && config.workers != self.state.config.workers {
+            warn!("workers was changed: it counts from the next start on");
+        }
         if config.log != self.state.config.log {
             // Checked before.
             let _ = self.setup.log.set_filter(&config.log.filter);

@@ -126,7 +126,7 @@ reasons! {
         "no route to the upstream, or a firewall refuses; check routing and firewall on this machine";
     /// It took longer than allowed.
     Timeout = "timeout",
-        "look-up, TCP and handshake together took longer than connect_timeout; the phase says where it hung";
+        "look-up, TCP and handshake together took longer than connect_timeout; the phase says where it hung, and in the handshake side local means in line for its turn: raise max_handshakes or connect_timeout, or help the upstream";
     // handshake: the server's certificate
     /// The chain does not end at one of our trust anchors.
     UntrustedIssuer = "untrusted_issuer",

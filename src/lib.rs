@@ -5,7 +5,7 @@
 //! for their end. `control` is the single writer: what `source` reads and `signal` or `admin` ask
 //! comes in as events, is decided without I/O (`control/state.rs`), and goes out as a finished
 //! `route` to each listener of `proxy`, and as `status` to whoever reads it. `proxy` is the data
-//! path and knows nothing of configuration. All of it stands on `tls` (bytes and policy to a
+//! path, runs on the threads of `workers` and knows nothing of configuration. All of it stands on `tls` (bytes and policy to a
 //! connector), [`config`] (text to a value that cannot be wrong) and [`failure`] (the one
 //! vocabulary of what went wrong).
 //!
@@ -38,5 +38,6 @@ mod table;
 mod telemetry;
 mod tls;
 mod unix_socket;
+mod workers;
 
 pub use cli::main;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -16,6 +16,7 @@ use crate::config::ServiceName;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::source::Trigger;
 use crate::status::{LastFailure, ServiceState, Status, Traffic};
+use crate::workers::Crew;
 
 mod text;
 
@@ -36,6 +37,8 @@ pub(crate) struct ServiceMetrics {
     bytes_down: AtomicU64,
     handshakes_full: AtomicU64,
     handshakes_resumed: AtomicU64,
+    handshakes_waiting: AtomicI64,
+    handshakes_queued: AtomicU64,
     connect: Histogram,
     handshake: Histogram,
     failures: Mutex<Failures>,
@@ -44,6 +47,10 @@ pub(crate) struct ServiceMetrics {
 /// Counts a connection as open until dropped.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<ServiceMetrics>);
+
+/// Counts a connection as one that waits for its handshake until dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a>(&'a ServiceMetrics);
 
 impl Metrics {
     /// No services yet; the process starts now.
@@ -54,6 +61,7 @@ impl Metrics {
             services: Mutex::default(),
             reloads: Mutex::default(),
             mirror: Mutex::default(),
+            crew: OnceLock::new(),
         });
         let mut registry = Registry::with_prefix("tlsward");
         registry.register_collector(Box::new(Arc::clone(&inner)));
@@ -108,6 +116,11 @@ impl Metrics {
         }
     }
 
+    /// From now on the workers are shown too; those of the first call.
+    pub(crate) fn show_workers(&self, crew: &Arc<Crew>) {
+        self.inner.crew.get_or_init(|| Arc::clone(crew));
+    }
+
     /// Sets the gauges that mirror status (expiry, generations, readiness).
     pub(crate) fn mirror(&self, status: &Status) {
         *lock(&self.inner.mirror) = Mirror::of(status);
@@ -138,6 +151,14 @@ impl ServiceMetrics {
     /// TCP to the upstream stands; `took` counts from accept.
     pub(crate) fn connected(&self, took: Duration) {
         self.connect.observe(took);
+    }
+
+    /// `max_handshakes` keeps a connection from beginning its handshake; it waits until the guard
+    /// is dropped.
+    pub(crate) fn waiting_for_handshake(&self) -> Waiting<'_> {
+        self.handshakes_queued.fetch_add(1, Relaxed);
+        self.handshakes_waiting.fetch_add(1, Relaxed);
+        Waiting(self)
     }
 
     /// The handshake is done; `took` is its own time.
@@ -203,6 +224,12 @@ impl Drop for Open {
     }
 }
 
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes_waiting.fetch_sub(1, Relaxed);
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     version: String,
@@ -210,6 +237,7 @@ struct Inner {
     services: Mutex<BTreeMap<ServiceName, Entry>>,
     reloads: Mutex<Reloads>,
     mirror: Mutex<Mirror>,
+    crew: OnceLock<Arc<Crew>>,
 }
 
 impl Inner {

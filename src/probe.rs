@@ -8,11 +8,12 @@ use rustls_pki_types::UnixTime;
 use serde::Serialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::config::{ServiceName, Verify};
 use crate::control::State;
 use crate::failure::{Explained, Failure, Phase, Reason, Side};
-use crate::proxy::connect::{Connected, Progress, connect};
+use crate::proxy::connect::{Connected, Dial, Progress, connect};
 use crate::proxy::outcome;
 use crate::proxy::relay::{Break, Transfer};
 use crate::proxy::resolve::Resolver;
@@ -84,7 +85,12 @@ pub(crate) async fn probe(state: &State, name: &ServiceName) -> Option<Report> {
     if let Presented::Certificate { fingerprint, .. } = &route.identity {
         report.presented = Some(fingerprint.to_string());
     }
-    match connect(&route, &Arc::new(Resolver::default()), &Progress::new()).await {
+    let dial = Dial {
+        resolver: Arc::new(Resolver::here()),
+        accepted: Instant::now(),
+        dialling: None,
+    };
+    match connect(&route, &dial, &Progress::new()).await {
         Err(failure) => report.failure = Some(failure),
         Ok(connected) => {
             report.found = Some(found(&connected, service.tls.verify));

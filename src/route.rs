@@ -9,6 +9,10 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
+mod handshakes;
+
+pub(crate) use handshakes::Handshakes;
+
 use crate::config::{Callers, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
 use crate::metrics::ServiceMetrics;
 use crate::tls::client_config::Connector;
@@ -30,6 +34,8 @@ pub(crate) struct Route {
     pub(crate) unclean_close: UncleanClose,
     pub(crate) callers: Callers,
     pub(crate) max_connections: Option<usize>,
+    /// The service's own, over all of its routes.
+    pub(crate) handshakes: Arc<Handshakes>,
     /// Log a line when a connection ends.
     pub(crate) log: bool,
     /// Cancelled when this route's certificate was replaced and the service drains on rotation.

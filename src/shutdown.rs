@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) struct Shutdown {
     drain: CancellationToken,
     abort: CancellationToken,
+    fault: CancellationToken,
     connections: TaskTracker,
 }
 
@@ -20,6 +21,11 @@ impl Shutdown {
     /// Cancelled when whatever is still open is to end at once.
     pub(crate) fn abort(&self) -> &CancellationToken {
         &self.abort
+    }
+
+    /// Cancelled when a part has ended by a bug that the process cannot do without.
+    pub(crate) fn fault(&self) -> &CancellationToken {
+        &self.fault
     }
 
     /// Where connection tasks are spawned, so that the drain can wait for them.

@@ -2,6 +2,7 @@
 //! more than one key.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::document::{Document, ServiceTable, Slot, WrittenService};
@@ -24,6 +25,7 @@ pub(super) fn assemble(
 ) -> Config {
     let Document {
         shutdown_timeout,
+        workers,
         admin,
         log,
         defaults,
@@ -75,6 +77,10 @@ pub(super) fn assemble(
             connections: set_or(log.connections, true),
         },
         shutdown_timeout: set_or(shutdown_timeout, Duration::from_secs(30)),
+        workers: match workers {
+            Slot::Set(workers, _) => Some(workers),
+            Slot::Absent | Slot::Invalid => None,
+        },
         services,
         origins: Origins(origins),
     }
@@ -208,6 +214,11 @@ impl<'d, 'f> Layers<'d, 'f> {
             ),
         };
         let max_connections = self.value("max_connections", |t| &t.max_connections, None);
+        let max_handshakes = self.value(
+            "max_handshakes",
+            |t| &t.max_handshakes,
+            NonZeroUsize::new(256),
+        );
         let keepalive = self.value(
             "keepalive",
             |t| &t.keepalive,
@@ -228,6 +239,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             tls,
             timeouts,
             max_connections,
+            max_handshakes,
             keepalive,
             on_rotation,
             unclean_close,

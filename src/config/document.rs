@@ -46,6 +46,7 @@ impl<T> Slot<T> {
 #[derive(Debug, Default)]
 pub(super) struct Document {
     pub(super) shutdown_timeout: Slot<Duration>,
+    pub(super) workers: Slot<NonZeroUsize>,
     pub(super) admin: AdminTable,
     pub(super) log: LogTable,
     pub(super) defaults: ServiceTable,
@@ -83,6 +84,7 @@ pub(super) struct ServiceTable {
     pub(super) max_lifetime: Slot<Option<Duration>>,
     pub(super) close_timeout: Slot<Duration>,
     pub(super) max_connections: Slot<Option<NonZeroUsize>>,
+    pub(super) max_handshakes: Slot<Option<NonZeroUsize>>,
     pub(super) keepalive: Slot<Option<Duration>>,
     /// Whether it is `drain`.
     pub(super) drain_on_rotation: Slot<bool>,
@@ -158,6 +160,12 @@ impl Document {
                         continue;
                     };
                     document.shutdown_timeout = reader.text(&written, value::duration);
+                }
+                "workers" => {
+                    let Some(written) = reader.written(Table::Top, &path, name, value) else {
+                        continue;
+                    };
+                    document.workers = reader.above_zero(&written);
                 }
                 "admin" => reader.table(&path, value, |reader, name, value| {
                     document.admin.set(reader, "admin", name, value);
@@ -314,6 +322,9 @@ impl ServiceTable {
             "close_timeout" => self.close_timeout = reader.text(&written, value::time_limit),
             "max_connections" => {
                 self.max_connections = reader.integer_or_off(&written);
+            }
+            "max_handshakes" => {
+                self.max_handshakes = reader.integer_or_off(&written);
             }
             "keepalive" => self.keepalive = reader.text(&written, value::keepalive),
             "on_rotation" => self.drain_on_rotation = reader.choice(&written, &ON_ROTATION),

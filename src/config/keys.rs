@@ -85,13 +85,30 @@ impl Table {
 /// Keys that the contract promises and this version does not know: table, name.
 pub(super) const PLANNED: &[(Table, &str)] = &[(Table::Tls, "secret"), (Table::Tls, "credential")];
 
-const TOP: &[Key] = &[Key {
-    name: "shutdown_timeout",
-    kind: Kind::Duration { off: false },
-    default: Default::Is("\"30s\""),
-    doc: "How long open connections may go on after SIGTERM or SIGINT before they are broken.",
-    elsewhere: &[("nginx", "worker_shutdown_timeout")],
-}];
+const TOP: &[Key] = &[
+    Key {
+        name: "shutdown_timeout",
+        kind: Kind::Duration { off: false },
+        default: Default::Is("\"30s\""),
+        doc: "How long open connections may go on after SIGTERM or SIGINT before they are broken.",
+        elsewhere: &[("nginx", "worker_shutdown_timeout")],
+    },
+    Key {
+        name: "workers",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1024,
+            off: false,
+        },
+        default: Default::Unset("one for each CPU that this process may use"),
+        doc: "Threads that carry connections. Counts from the next start on.",
+        elsewhere: &[
+            ("nginx", "worker_processes"),
+            ("HAProxy", "nbthread"),
+            ("Envoy", "concurrency"),
+        ],
+    },
+];
 
 const ADMIN: &[Key] = &[
     Key {
@@ -187,6 +204,17 @@ const SERVICE: &[Key] = &[
         default: Default::Is("\"off\""),
         doc: "Open connections at once; more wait in the kernel's backlog.",
         elsewhere: &[("nginx", "max_conns"), ("nginx", "limit_conn")],
+    },
+    Key {
+        name: "max_handshakes",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            off: true,
+        },
+        default: Default::Is("256"),
+        doc: "TLS handshakes with the upstream at once; more wait for their turn, within connect_timeout.",
+        elsewhere: &[],
     },
     Key {
         name: "keepalive",

@@ -222,6 +222,18 @@ impl<'a> Reader<'a> {
         self.slot(written, parsed)
     }
 
+    /// A whole number above zero: the key's bounds leave zero out.
+    pub(super) fn above_zero(&mut self, written: &Written<'_>) -> Slot<NonZeroUsize> {
+        match self.integer::<usize>(written) {
+            Slot::Set(number, at) => match NonZeroUsize::new(number) {
+                Some(number) => Slot::Set(number, at),
+                None => Slot::Invalid,
+            },
+            Slot::Absent => Slot::Absent,
+            Slot::Invalid => Slot::Invalid,
+        }
+    }
+
     /// A whole number above zero, or `"off"`.
     pub(super) fn integer_or_off(&mut self, written: &Written<'_>) -> Slot<Option<NonZeroUsize>> {
         if self.is_broken(written) {

@@ -1,6 +1,8 @@
 //! The running listeners, by address.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::config::Listen;
-use crate::failure::Explained;
+use crate::failure::{Explained, Reason};
 use crate::proxy::listener::Bound;
 use crate::proxy::resolve::Resolver;
 use crate::route::Route;
 use crate::shutdown::Shutdown;
+use crate::workers::Workers;
 
 /// How soon a listener whose address turned out to be taken is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
@@ -27,6 +30,8 @@ pub(super) struct Listeners {
     tried_again: Instant,
     resolver: Arc<Resolver>,
     shutdown: Shutdown,
+    /// `None` until the first configuration says how many.
+    workers: Option<Workers>,
 }
 
 enum Listener {
@@ -37,7 +42,8 @@ enum Listener {
     Serving {
         routes: watch::Sender<Option<Arc<Route>>>,
         stop: CancellationToken,
-        task: JoinHandle<()>,
+        /// Those that accept.
+        tasks: Vec<JoinHandle<()>>,
     },
 }
 
@@ -46,8 +52,20 @@ impl Listeners {
         Self {
             by_address: BTreeMap::new(),
             tried_again: Instant::now(),
-            resolver: Arc::default(),
+            resolver: Arc::new(Resolver::here()),
             shutdown,
+            workers: None,
+        }
+    }
+
+    /// The threads that carry connections; started with the first call, as many as it asks for.
+    ///
+    /// # Errors
+    /// If the system gives no threads.
+    pub(super) fn workers(&mut self, count: Option<NonZeroUsize>) -> io::Result<&Workers> {
+        match &mut self.workers {
+            Some(workers) => Ok(workers),
+            none => Ok(none.insert(Workers::start(count, self.shutdown.fault())?)),
         }
     }
 
@@ -69,18 +87,21 @@ impl Listeners {
 
     /// Gives an address up: whoever the kernel has let in is still served.
     pub(super) async fn close(&mut self, listen: &Listen) {
-        if let Some(Listener::Serving { stop, task, .. }) = self.by_address.remove(listen) {
+        if let Some(Listener::Serving { stop, tasks, .. }) = self.by_address.remove(listen) {
             stop.cancel();
-            // Short: it takes whoever waits, and closes. A panic has been reported.
-            let _ = task.await;
+            for task in tasks {
+                // Short: it takes whoever waits, and closes. A panic has been reported.
+                let _ = task.await;
+            }
         }
     }
 
-    /// Gives all addresses up.
-    pub(super) async fn close_all(&mut self) {
+    /// Gives all addresses up. What was accepted goes on on the workers.
+    pub(super) async fn close_all(mut self) -> Option<Workers> {
         for listen in self.held() {
             self.close(&listen).await;
         }
+        self.workers
     }
 
     /// Hands a route to its listener, which begins to listen with its first one.
@@ -89,9 +110,17 @@ impl Listeners {
             return;
         };
         let listener = match listener {
-            Listener::Serving { routes, stop, task } => {
+            Listener::Serving {
+                routes,
+                stop,
+                tasks,
+            } => {
                 routes.send_replace(Some(route));
-                Listener::Serving { routes, stop, task }
+                Listener::Serving {
+                    routes,
+                    stop,
+                    tasks,
+                }
             }
             Listener::Bound(bound) | Listener::Failed(bound, _, _) => self.begin(*bound, route),
         };
@@ -107,22 +136,27 @@ impl Listeners {
 
     fn begin(&self, bound: Bound, route: Arc<Route>) -> Listener {
         let service = route.service.clone();
+        let Some(workers) = &self.workers else {
+            let why = Explained::new(Reason::Internal, "no workers were started");
+            return Listener::Failed(Box::new(bound), route, why);
+        };
         match bound.listen() {
             Ok(listening) => {
                 let (routes, receiver) = watch::channel(Some(route));
-                let stop = CancellationToken::new();
-                let serving = listening.serve(
+                // The process's drain is the end of each listener too.
+                let stop = self.shutdown.drain().child_token();
+                let tasks = listening.serve(
                     receiver,
                     Arc::clone(&self.resolver),
-                    self.shutdown.clone(),
-                    stop.clone(),
+                    workers.crew(),
+                    &self.shutdown,
+                    &stop,
                 );
-                let task = self.shutdown.connections().spawn(async move {
-                    if let Err(error) = serving.await {
-                        error!(%service, %error, "the listener ended");
-                    }
-                });
-                Listener::Serving { routes, stop, task }
+                Listener::Serving {
+                    routes,
+                    stop,
+                    tasks,
+                }
             }
             Err(failed) => {
                 let (bound, why) = *failed;

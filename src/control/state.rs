@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
-use crate::route::{Presented, Route};
+use crate::route::{Handshakes, Presented, Route};
 use crate::tls::client_config::{Connector, client_config};
 
 /// The configuration in force, the credentials, and the routes that follow from them.
@@ -26,6 +26,8 @@ pub(crate) struct State {
     /// What ends the connections of each service when its credentials are replaced, whatever else
     /// has changed about the service since they began.
     retirements: BTreeMap<ServiceName, Retirement>,
+    /// Each service's handshakes: a new route of a service counts together with its earlier ones.
+    handshakes: BTreeMap<ServiceName, Arc<Handshakes>>,
     provider: CryptoProvider,
     metrics: Arc<Metrics>,
 }
@@ -85,6 +87,7 @@ impl State {
             credentials,
             routes: BTreeMap::new(),
             retirements: BTreeMap::new(),
+            handshakes: BTreeMap::new(),
             provider,
             metrics,
         }
@@ -121,6 +124,8 @@ impl State {
         let wanted: BTreeSet<Listen> = config.services.values().map(address).collect();
         self.routes.retain(|listen, _| wanted.contains(listen));
         self.retirements
+            .retain(|name, _| config.services.contains_key(name));
+        self.handshakes
             .retain(|name, _| config.services.contains_key(name));
         self.config = config;
     }
@@ -163,7 +168,17 @@ impl State {
                     token
                 }
             };
-            let route = Arc::new(self.route(service, tls, retired));
+            let handshakes = match self.handshakes.get(&service.name) {
+                Some(now) if now.limit() == service.max_handshakes => Arc::clone(now),
+                // What went on under another limit ends under it.
+                _ => {
+                    let handshakes = Arc::new(Handshakes::new(service.max_handshakes));
+                    let name = service.name.clone();
+                    self.handshakes.insert(name, Arc::clone(&handshakes));
+                    handshakes
+                }
+            };
+            let route = Arc::new(self.route(service, tls, retired, handshakes));
             changed.push((listen.clone(), Arc::clone(&route)));
             self.routes.insert(listen, Entry { route, basis });
         }
@@ -285,7 +300,13 @@ impl State {
         )
     }
 
-    fn route(&self, service: &Service, tls: Arc<Connector>, retired: CancellationToken) -> Route {
+    fn route(
+        &self,
+        service: &Service,
+        tls: Arc<Connector>,
+        retired: CancellationToken,
+        handshakes: Arc<Handshakes>,
+    ) -> Route {
         let presented = service
             .identity
             .as_ref()
@@ -305,6 +326,7 @@ impl State {
             unclean_close: service.unclean_close,
             callers: service.allow_callers.clone(),
             max_connections: service.max_connections.map(std::num::NonZero::get),
+            handshakes,
             log: self.config.log.connections,
             retired,
             retire_over: match service.on_rotation {

@@ -119,7 +119,9 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_connections_total", "counter"),
         ("tlsward_crl_next_update_seconds", "gauge"),
         ("tlsward_handshake_seconds", "histogram"),
+        ("tlsward_handshakes_queued_total", "counter"),
         ("tlsward_handshakes_total", "counter"),
+        ("tlsward_handshakes_waiting", "gauge"),
         ("tlsward_identity_generation", "gauge"),
         ("tlsward_identity_not_after_seconds", "gauge"),
         ("tlsward_identity_not_before_seconds", "gauge"),
@@ -129,6 +131,7 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_start_time_seconds", "gauge"),
         ("tlsward_trust_generation", "gauge"),
         ("tlsward_trust_not_after_seconds", "gauge"),
+        ("tlsward_worker_connections", "gauge"),
     ];
     assert_eq!(described.into_iter().collect::<Vec<_>>(), expected);
 }

@@ -46,7 +46,20 @@ impl Inner {
                 Some(&Unit::Seconds),
                 MetricType::Gauge,
             )?
-            .encode_gauge(&self.started_at)
+            .encode_gauge(&self.started_at)?;
+        let mut family = encoder.encode_descriptor(
+            "worker_connections",
+            "Callers' connections that are open now, by the worker thread that carries them.",
+            None,
+            MetricType::Gauge,
+        )?;
+        let open = self.crew.get().into_iter().flat_map(|crew| crew.open());
+        for (number, open) in open.enumerate() {
+            family
+                .encode_family(&[("worker", number)])?
+                .encode_gauge(&i64::try_from(open).unwrap_or(i64::MAX))?;
+        }
+        Ok(())
     }
 
     fn encode_reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -247,6 +260,31 @@ fn encode_handshakes(encoder: &mut DescriptorEncoder<'_>, services: &Services) -
             let labels = [("service", name.as_str()), ("kind", kind)];
             counter(&mut family, &labels, count.load(Relaxed))?;
         }
+    }
+    let mut family = encoder.encode_descriptor(
+        "handshakes_waiting",
+        "Connections that wait now for their TLS handshake, because max_handshakes are under way.",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, metrics) in services {
+        family
+            .encode_family(&[("service", name.as_str())])?
+            .encode_gauge(&metrics.handshakes_waiting.load(Relaxed))?;
+    }
+    let mut family = encoder.encode_descriptor(
+        "handshakes_queued",
+        "Connections that had to wait for their TLS handshake because of max_handshakes.",
+        None,
+        MetricType::Counter,
+    )?;
+    for (name, metrics) in services {
+        let labels = [("service", name.as_str())];
+        counter(
+            &mut family,
+            &labels,
+            metrics.handshakes_queued.load(Relaxed),
+        )?;
     }
     Ok(())
 }

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
@@ -19,6 +20,7 @@ use super::session::Established;
 use crate::config::{Host, UpstreamAddress};
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::Route;
+use crate::workers::Dialling;
 
 /// Head start of an address over the next one (RFC 8305 section 5: 250 ms recommended).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -32,22 +34,44 @@ pub(crate) struct Connected {
     pub(crate) server_name: ServerName<'static>,
 }
 
+/// What a connection needs until it stands.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) resolver: Arc<Resolver>,
+    /// `connect_timeout` counts from here.
+    pub(crate) accepted: Instant,
+    /// Where the worker that dials counts it.
+    #[expect(dead_code, reason = "counts until it is dropped")]
+    pub(crate) dialling: Option<Dialling>,
+}
+
 /// How far a dial has come, readable by whoever gives it up.
 #[derive(Debug)]
-pub(crate) struct Progress(AtomicU8);
+pub(crate) struct Progress {
+    phase: AtomicU8,
+    /// In line for its handshake.
+    in_line: AtomicBool,
+}
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self(AtomicU8::new(0))
+        Self {
+            phase: AtomicU8::new(0),
+            in_line: AtomicBool::new(false),
+        }
     }
 
     fn reach(&self, phase: Phase) {
         let at = Phase::ALL.iter().position(|p| *p == phase).unwrap_or(0);
-        self.0.store(at as u8, Ordering::Relaxed);
+        self.phase.store(at as u8, Ordering::Relaxed);
+    }
+
+    fn stand_in_line(&self, waits: bool) {
+        self.in_line.store(waits, Ordering::Relaxed);
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match Phase::ALL.get(usize::from(self.0.load(Ordering::Relaxed))) {
+        match Phase::ALL.get(usize::from(self.phase.load(Ordering::Relaxed))) {
             Some(Phase::Accept) | None => Phase::Resolve,
             Some(phase) => *phase,
         }
@@ -57,32 +81,42 @@ impl Progress {
 /// Dials the upstream of `route`, verifies it and presents the route's identity.
 ///
 /// # Errors
-/// Says in which phase it failed, on whose side and why. After `timeouts.connect` it is
-/// [`Reason::Timeout`] in the phase that had been reached.
+/// Says in which phase it failed, on whose side and why. At `timeouts.connect` after the caller
+/// was accepted it is [`Reason::Timeout`] in the phase that had been reached.
 ///
 /// # Cancellation
-/// Whatever had been opened is closed.
+/// Whatever had been opened is closed, and a place in line is given up.
 pub(crate) async fn connect(
     route: &Route,
-    resolver: &Arc<Resolver>,
+    dial: &Dial,
     progress: &Progress,
 ) -> Result<Connected, Failure> {
+    let attempt = attempt(route, &dial.resolver, progress);
+    tokio::time::timeout_at(dial.accepted + route.timeouts.connect, attempt)
+        .await
+        .unwrap_or_else(|_| Err(too_late(route, progress)))
+}
+
+fn too_late(route: &Route, progress: &Progress) -> Failure {
     let limit = route.timeouts.connect;
-    match tokio::time::timeout(limit, attempt(route, resolver, progress)).await {
-        Ok(result) => result,
-        Err(_) => {
-            let phase = progress.phase();
-            let side = if phase == Phase::Resolve {
-                Side::Local
-            } else {
-                Side::Upstream
-            };
-            let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
-            let upstream = upstream.join(", ");
-            let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
-            Err(Failure::new(phase, side, Reason::Timeout, detail))
-        }
+    let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
+    let upstream = upstream.join(", ");
+    let phase = progress.phase();
+    if progress.in_line.load(Ordering::Relaxed) {
+        let places = route.handshakes.limit().map_or(0, NonZeroUsize::get);
+        let detail = format!(
+            "its turn did not come within connect_timeout ({limit:?}): {places} TLS handshakes \
+             with {upstream} were under way before it, as many as max_handshakes allows"
+        );
+        return Failure::new(phase, Side::Local, Reason::Timeout, detail);
     }
+    let side = if phase == Phase::Resolve {
+        Side::Local
+    } else {
+        Side::Upstream
+    };
+    let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
+    Failure::new(phase, side, Reason::Timeout, detail)
 }
 
 async fn attempt(
@@ -96,6 +130,16 @@ async fn attempt(
 
     progress.reach(Phase::Handshake);
     let name = route.server_name_for(upstream);
+    let _place = match route.handshakes.place_at_once() {
+        Some(place) => place,
+        None => {
+            let _waiting = route.metrics.waiting_for_handshake();
+            progress.stand_in_line(true);
+            let place = route.handshakes.place().await;
+            progress.stand_in_line(false);
+            place
+        }
+    };
     let begun = Instant::now();
     let session = handshake(&mut stream, &route.tls, name.clone())
         .await

@@ -13,10 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::caller::{Caller, acknowledged};
-use super::connect::{Connected, Progress, connect};
+use super::connect::{Connected, Dial, Progress, connect};
 use super::outcome;
 use super::relay::{Break, Limits, Relay, Transfer};
-use super::resolve::Resolver;
 use super::session::Engine;
 use crate::clock;
 use crate::failure::{Failure, Phase, Reason, Side};
@@ -72,10 +71,10 @@ pub(crate) fn run<C: Caller>(
     caller: C,
     address: CallerAddress,
     route: Arc<Route>,
-    resolver: Arc<Resolver>,
+    how: Dial,
     abort: CancellationToken,
 ) -> impl Future<Output = ()> + Send {
-    let accepted = Instant::now();
+    let accepted = how.accepted;
     let mut caller = ResetUnlessClean {
         stream: caller,
         clean: false,
@@ -83,8 +82,8 @@ pub(crate) fn run<C: Caller>(
     async move {
         // The handshake's state is many times the relay's: it lives in a box of its own and is
         // gone before the relay begins.
-        let dialled = Box::pin(dial(&caller.stream, &route, &resolver, &abort)).await;
-        drop(resolver);
+        let dialled = Box::pin(dial(&caller.stream, &route, &how, &abort)).await;
+        drop(how);
         let (result, transfer, facts) = match dialled.and_then(split) {
             Err(failure) => (Err(failure), Transfer::default(), None),
             Ok((facts, upstream, session)) => {
@@ -146,14 +145,14 @@ impl<C: Caller> Drop for ResetUnlessClean<C> {
 async fn dial<C: Caller>(
     caller: &C,
     route: &Route,
-    resolver: &Arc<Resolver>,
+    how: &Dial,
     abort: &CancellationToken,
 ) -> Result<Connected, Failure> {
     let progress = Progress::new();
     tokio::select! {
         biased;
         () = abort.cancelled() => Err(stopped(progress.phase())),
-        result = connect(route, resolver, &progress) => result,
+        result = connect(route, how, &progress) => result,
         () = caller.broken() => Err(Failure::new(
             progress.phase(),
             Side::Caller,
@@ -342,7 +341,7 @@ mod tests {
     #[test]
     fn a_connections_future_stays_within_896_bytes() {
         fn size<F>(
-            _: impl FnOnce(TcpStream, CallerAddress, Arc<Route>, Arc<Resolver>, CancellationToken) -> F,
+            _: impl FnOnce(TcpStream, CallerAddress, Arc<Route>, Dial, CancellationToken) -> F,
         ) -> usize {
             size_of::<F>()
         }

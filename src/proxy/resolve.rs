@@ -1,4 +1,4 @@
-//! Look-up of upstream names with the system's resolver, off the data threads.
+//! Look-up of upstream names with the system's resolver, off the threads that carry traffic.
 //!
 //! A name is asked for once at a time, however many connections want it, and the answer serves
 //! for a moment: long enough for a burst, short enough that a changed record is followed by the
@@ -6,11 +6,13 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -32,10 +34,13 @@ pub(crate) enum ResolveError {
 }
 
 /// Shared by all connections.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Resolver {
     names: Mutex<HashMap<Box<str>, Name>>,
     look_ups: TaskTracker,
+    /// Whose threads for blocking work wait for answers. One runtime's, so that each worker need
+    /// not have such threads; that runtime itself has no part in it, and may be busy.
+    threads: Handle,
 }
 
 #[derive(Debug)]
@@ -45,12 +50,29 @@ enum Name {
 }
 
 impl Resolver {
+    /// With the current runtime's threads for blocking work.
+    pub(crate) fn here() -> Self {
+        Self {
+            names: Mutex::default(),
+            look_ups: TaskTracker::new(),
+            threads: Handle::current(),
+        }
+    }
+
     /// The addresses of `name`.
     ///
     /// # Cancellation
     /// The look-up goes on for whoever else asks; there is never more than one per name.
     pub(crate) async fn look_up(self: &Arc<Self>, name: &str) -> Answer {
-        self.look_up_with(name, system_addresses).await
+        let ask = |name: Box<str>| {
+            let asking = self.threads.spawn_blocking(move || system_addresses(&name));
+            async {
+                // Cancelled at the process's end, or a panic, which was reported.
+                let failed = |error: JoinError| Err(ResolveError::Failed(error.to_string()));
+                asking.await.unwrap_or_else(failed)
+            }
+        };
+        self.look_up_with(name, ask).await
     }
 
     async fn look_up_with<F>(
@@ -100,10 +122,10 @@ fn freshness(answer: &Answer) -> Duration {
     if answer.is_ok() { FRESH } else { FRESH_FAILURE }
 }
 
-/// `getaddrinfo` on a thread of its own: it honours /etc/hosts, nsswitch.conf and search domains
-/// as every other program on the machine does.
-async fn system_addresses(name: Box<str>) -> Answer {
-    match tokio::net::lookup_host((&*name, 0)).await {
+/// `getaddrinfo`, which blocks: it honours /etc/hosts, nsswitch.conf and search domains as every
+/// other program on the machine does.
+fn system_addresses(name: &str) -> Answer {
+    match (name, 0).to_socket_addrs() {
         Ok(addresses) => {
             let mut found: Vec<IpAddr> = Vec::new();
             for address in addresses.map(|a| SocketAddr::ip(&a)) {
@@ -116,7 +138,7 @@ async fn system_addresses(name: Box<str>) -> Answer {
             }
             Ok(found.into())
         }
-        Err(error) => Err(classify(&name, &error)),
+        Err(error) => Err(classify(name, &error)),
     }
 }
 
@@ -153,7 +175,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_burst_of_connections_asks_once() {
-        let resolver = Arc::new(Resolver::default());
+        let resolver = Arc::new(Resolver::here());
         let (tell, told) = oneshot::channel::<()>();
         let first = resolver.look_up_with("db", |_| async {
             told.await.unwrap();
@@ -169,7 +191,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_serves_for_two_seconds_and_a_failure_for_half_a_second() {
-        let resolver = Arc::new(Resolver::default());
+        let resolver = Arc::new(Resolver::here());
         let failure = || Err(ResolveError::NotFound("db".into()));
         assert!(
             resolver
@@ -208,7 +230,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_leaves_does_not_stop_the_look_up_for_the_others() {
-        let resolver = Arc::new(Resolver::default());
+        let resolver = Arc::new(Resolver::here());
         let (tell, told) = oneshot::channel::<()>();
         {
             let first = resolver.look_up_with("db", |_| async {
@@ -228,7 +250,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_up_that_was_abandoned_is_asked_again() {
-        let resolver = Arc::new(Resolver::default());
+        let resolver = Arc::new(Resolver::here());
         let abandoned = resolver.look_up_with("db", |_| async { panic!("a bug") });
         abandoned.await.unwrap_err();
         let again = resolver.look_up_with("db", |_| async { one_address() });
@@ -237,7 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_system_resolver_knows_localhost_and_says_what_it_does_not_know() {
-        let resolver = Arc::new(Resolver::default());
+        let resolver = Arc::new(Resolver::here());
         let known = resolver.look_up("localhost").await.unwrap();
         assert!(known.iter().all(IpAddr::is_loopback));
         resolver.look_up("no-such-host.invalid").await.unwrap_err();

@@ -34,6 +34,18 @@ impl Scene {
         Self::set(|options| options.behaviour(behaviour), shape).await
     }
 
+    /// With further lines at the top of the file.
+    pub(crate) async fn topped(
+        top: &str,
+        behaviour: Behaviour,
+        shape: impl FnOnce(Service) -> Service,
+    ) -> Self {
+        let pki = Pki::new();
+        let server = pki.server();
+        let options = |options: Options| options.behaviour(behaviour);
+        Self::complete(pki, &server, options, shape, |config| config.top(top)).await
+    }
+
     /// With an upstream and a service of the test's own shape.
     pub(crate) async fn set(
         options: impl FnOnce(Options) -> Options,
@@ -51,11 +63,21 @@ impl Scene {
         options: impl FnOnce(Options) -> Options,
         shape: impl FnOnce(Service) -> Service,
     ) -> Self {
+        Self::complete(pki, server, options, shape, |config| config).await
+    }
+
+    async fn complete(
+        pki: Pki,
+        server: &Issued,
+        options: impl FnOnce(Options) -> Options,
+        shape: impl FnOnce(Service) -> Service,
+        file: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let upstream = options(Options::trusting(&pki.root)).start(server).await;
         let client = pki.client(NAME);
         let files = pki.identity_files(NAME, &client);
         let service = shape(Service::new(NAME, upstream.address(), &pki).identity(&files));
-        let config = Config::of([service.clone()]);
+        let config = file(Config::of([service.clone()]));
         let proxy = Proxy::start(&pki, &config).await;
         Self {
             pki,

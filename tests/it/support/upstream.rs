@@ -9,6 +9,7 @@ use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -58,6 +59,10 @@ pub(crate) enum Behaviour {
 pub(crate) enum Event {
     /// TCP stands.
     Accepted { number: usize },
+    /// The ClientHello of a connection has come, and waits for the gate ([`Options::gate`]).
+    Hello { number: usize },
+    /// The gate let it pass: it is answered from now on.
+    Answered,
     /// TLS stands.
     Handshaken(Peer),
     /// A line came ([`Behaviour::Flood`]).
@@ -158,6 +163,8 @@ pub(crate) struct Options {
     pub(crate) suites: Vec<rustls::CipherSuite>,
     /// TLS 1.3 tickets sent with each handshake; 0: no sessions at all.
     pub(crate) tickets: usize,
+    /// Each ClientHello waits for a permit of this, and uses it up, before it is answered.
+    pub(crate) gate: Option<Arc<Semaphore>>,
 }
 
 pub(crate) const TLS12: &[&SupportedProtocolVersion] = &[&version::TLS12];
@@ -177,11 +184,17 @@ impl Options {
             groups: Vec::new(),
             suites: Vec::new(),
             tickets: 2,
+            gate: None,
         }
     }
 
     pub(crate) fn behaviour(mut self, behaviour: Behaviour) -> Self {
         self.behaviour = behaviour;
+        self
+    }
+
+    pub(crate) fn gate(mut self, gate: &Arc<Semaphore>) -> Self {
+        self.gate = Some(Arc::clone(gate));
         self
     }
 
@@ -220,6 +233,7 @@ impl Options {
             config: Mutex::new(self.server_config(present)),
             behaviour: Mutex::new(self.behaviour.clone()),
             journal: Journal::new(),
+            gate: self.gate.clone(),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Upstream {
@@ -283,6 +297,7 @@ struct Shared {
     config: Mutex<Arc<ServerConfig>>,
     behaviour: Mutex<Behaviour>,
     journal: Journal<Event>,
+    gate: Option<Arc<Semaphore>>,
 }
 
 impl Upstream {
@@ -416,6 +431,14 @@ async fn connection(mut socket: TcpStream, number: usize, shared: Arc<Shared>) {
             return report(drain_tcp(&mut socket).await, 0);
         }
         _ => {}
+    }
+    if let Some(gate) = &shared.gate {
+        if !matches!(socket.peek(&mut [0]).await, Ok(1)) {
+            return report(drain_tcp(&mut socket).await, 0);
+        }
+        shared.journal.push(Event::Hello { number });
+        gate.acquire().await.expect("never closed").forget();
+        shared.journal.push(Event::Answered);
     }
     let mut stream = match TlsAcceptor::from(config)
         .accept(socket)
