@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
-/// A proxy's processes: the one that was started, and its descendants (workers).
+/// A proxy's processes: the one that was started, and its descendants (workers). Threads are in a
+/// process's own figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Processes(Vec<u32>);
 
@@ -35,6 +36,15 @@ impl Processes {
     /// This process alone.
     pub(crate) fn myself() -> Self {
         Self(vec![std::process::id()])
+    }
+
+    /// No process: where callers go straight to the upstream.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().copied()
     }
 
     /// User and system time so far, also of threads that have ended. Whole ticks of 10 ms.

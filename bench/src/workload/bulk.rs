@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{GIB, Sample, World, metered};
+use super::meter::metered;
+use super::{GIB, Sample, World};
 use crate::upstream::command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use tokio::task::LocalSet;
 
-use super::{Sample, World, metered};
+use super::meter::metered;
+use super::{Sample, World};
 use crate::proxy::one_byte;
 
 const AT_A_TIME: u64 = 32;
