@@ -183,13 +183,16 @@ impl Workload {
     pub(crate) fn rounds(self, wanted: usize) -> usize {
         match self {
             Self::Memory => wanted.div_ceil(3),
+            // A round has several measurements, or takes long.
+            Self::Latency | Self::LatencyAdmin | Self::Storm | Self::IdleBusy => wanted.div_ceil(2),
             Self::Held => 1,
             _ => wanted,
         }
     }
 
-    /// One round. In a quick one the proxy's CPU time is at least about a third of a second, of
-    /// which a tick of /proc is 3 %; otherwise more than a second.
+    /// One round. In a quick one the proxy's CPU time is some tenths of a second: enough for exact
+    /// counters, but of one that starts a thread for each connection only ticks are known, and one
+    /// of those is then 5 %.
     ///
     /// # Errors
     /// A connection broke, or the upstream saw other handshakes than it should.

@@ -5,17 +5,16 @@ use std::time::{Duration, Instant};
 
 use super::{Sample, World};
 use crate::machine;
-use crate::process::Processes;
+use crate::process::{Processes, Reading};
 use crate::upstream::Handshakes;
 
 /// Runs from [`Meter::start`] to [`Meter::stop`].
 pub(super) struct Meter<'a> {
     world: &'a World<'a>,
     handshakes: Handshakes,
-    waited: Duration,
     busy: Duration,
     generator: Duration,
-    cpu: Duration,
+    reading: Reading,
     began: Instant,
 }
 
@@ -25,10 +24,9 @@ impl<'a> Meter<'a> {
         Ok(Self {
             world,
             handshakes: world.upstream.handshakes(),
-            waited: processes.waited()?,
             busy: machine::busy(machine::PROXY_CPU)?,
             generator: Processes::myself().cpu()?,
-            cpu: processes.cpu()?,
+            reading: processes.read()?,
             began: Instant::now(),
         })
     }
@@ -37,18 +35,17 @@ impl<'a> Meter<'a> {
     pub(super) fn stop(self) -> io::Result<Sample> {
         let wall = self.began.elapsed();
         let processes = self.world.running.processes();
-        let cpu = processes.cpu()?.saturating_sub(self.cpu);
+        let used = processes.read()?.since(&self.reading);
         let busy = machine::busy(machine::PROXY_CPU)?.saturating_sub(self.busy);
-        let waited = processes.waited()?.saturating_sub(self.waited);
         let generator = Processes::myself().cpu()?.saturating_sub(self.generator);
         let handshakes = self.world.upstream.handshakes().since(self.handshakes);
         Ok(Sample {
             values: Vec::new(),
-            cpu,
+            cpu: used.cpu,
             wall,
             // Threads of the proxy also wait for each other, which is its own affair: no more
             // than what others have used can have been taken from it.
-            waited: waited.min(busy.saturating_sub(cpu)),
+            waited: used.waited.min(busy.saturating_sub(used.cpu)),
             generator,
             handshakes: handshakes.done(),
             resumed: handshakes.resumed,

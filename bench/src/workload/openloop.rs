@@ -160,9 +160,10 @@ mod tests {
             let mut latencies = run(address, Duration::from_millis(400)).unwrap();
             assert_eq!(latencies.len(), 800);
             latencies.sort();
-            // 200 requests were meant for the pause; half of them waited for half of it or more.
+            // 200 requests were meant for the pause, and 100 of them for its first half; a generator
+            // that waits for answers would have sent one on each connection.
             let late = latencies.iter().filter(|l| **l >= STILL / 2).count();
-            assert!(late >= 100, "{late} were late");
+            assert!(late > CONNECTIONS + 16, "{late} were late");
         });
     }
 
