@@ -66,7 +66,7 @@ impl Stage<'_> {
                     left_out.push(LeftOut {
                         name: proxy.name(),
                         workload: None,
-                        reason: format!("not proven, so not measured: {error}"),
+                        reason: format!("not proven, so not measured: {}", one_line(&error)),
                     });
                     continue;
                 }
@@ -118,7 +118,7 @@ impl Stage<'_> {
                         plain_copy: copy.max(after),
                         load: machine::load(),
                     }),
-                    Err(error) => contender.failed = Some(error.to_string()),
+                    Err(error) => contender.failed = Some(one_line(&error)),
                 }
                 copy = after;
             }
@@ -213,8 +213,11 @@ impl Stage<'_> {
         if wanted.is_some_and(|role| role != proxy.role()) {
             return SitsOut::Silently;
         }
-        if let Some(reason) = proxy.sits_out(workload) {
-            return SitsOut::Because(reason);
+        match proxy.sits_out(workload) {
+            // It is there for a few workloads only, and nobody expects it in the others.
+            Some(_) if proxy.role() == Role::Floor => return SitsOut::Silently,
+            Some(reason) => return SitsOut::Because(reason),
+            None => {}
         }
         if self.form.quick && proxy.is_tuned() && !workload.is_bulk() {
             return SitsOut::Because("quick form: what is tuned is buffers");
@@ -229,6 +232,13 @@ impl Stage<'_> {
             256 << 20
         })
     }
+}
+
+/// What a program said before it ended has several lines.
+fn one_line(error: &io::Error) -> String {
+    let text = error.to_string();
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    lines.join("; ")
 }
 
 enum SitsOut {
