@@ -25,7 +25,7 @@ const NAMES: f64 = 98.0;
 const VALUES: f64 = 58.0;
 
 /// Letters of the footer's size in the picture's width, by the widest usual fonts.
-const FOOTER_LETTERS: usize = 128;
+const FOOTER_LETTERS: usize = 138;
 
 /// A bar this many times as long as the middle one is cut: it would make the others
 /// indistinguishable.
@@ -102,7 +102,7 @@ impl Report {
         let sentences = [
             format!("{}.", versions.join("; ")),
             format!(
-                "{}, {}, {}, {}; chain and name verified; medians of {} rounds in turns; tuned variants by their documentation; broken lines: no TLS.",
+                "{}, {}, {}, {}; chain and name verified; medians of up to {} rounds in turns; tuned variants by their documentation; broken lines: no TLS.",
                 conditions.tls,
                 conditions.suite,
                 conditions.group,
@@ -114,8 +114,16 @@ impl Report {
                 machine.cpu, machine.kernel, conditions.pinning
             ),
         ];
+        let disturbed = self.lines.iter().filter(|line| line.disturbed).count();
+        let doubt = (disturbed > 0).then(|| {
+            let all = self.lines.len();
+            format!(
+                "Other programs disturbed this run: {disturbed} of its {all} values say little."
+            )
+        });
         sentences
             .iter()
+            .chain(&doubt)
             .flat_map(|sentence| wrapped(sentence, FOOTER_LETTERS))
             .collect()
     }
@@ -245,6 +253,18 @@ mod tests {
         let picture = report(Vec::new()).picture();
         assert!(picture.contains("Some &lt;CPU&gt; &amp; Co"));
         assert!(!picture.contains("<CPU>"));
+    }
+
+    #[test]
+    fn a_picture_of_a_disturbed_run_says_so() {
+        let quiet = Line::of_median("bulk-up-8", "tlsward", Role::Subject, 0.3);
+        let disturbed = Line {
+            disturbed: true,
+            ..quiet.clone()
+        };
+        assert!(!report(vec![quiet.clone()]).picture().contains("disturbed"));
+        let picture = report(vec![quiet, disturbed]).picture();
+        assert!(picture.contains("1 of its 2 values"));
     }
 
     #[test]
