@@ -136,6 +136,31 @@ impl Facts {
     }
 }
 
+/// How long a CPU has not been idle since the start, in ticks of 10 ms: whoever it was.
+pub(crate) fn busy(cpu: usize) -> io::Result<Duration> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let ticks = busy_ticks(&text, cpu)
+        .ok_or_else(|| io::Error::other(format!("/proc/stat has no line for CPU {cpu}")))?;
+    let per_second = rustix::param::clock_ticks_per_second();
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
+
+/// user, nice, system, (idle, iowait,) irq, softirq: the columns of proc_stat(5).
+fn busy_ticks(stat: &str, cpu: usize) -> Option<u64> {
+    let name = format!("cpu{cpu}");
+    let line = stat
+        .lines()
+        .find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '))?;
+    let columns: Vec<u64> = line
+        .split_whitespace()
+        .map_while(|column| column.parse().ok())
+        .collect();
+    let [user, nice, system, _, _, irq, softirq, ..] = columns[..] else {
+        return None;
+    };
+    Some(user + nice + system + irq + softirq)
+}
+
 /// Runnable tasks on average over the last minute.
 pub(crate) fn load() -> f64 {
     let text = word_of("/proc/loadavg");
@@ -167,7 +192,9 @@ fn cpu_model() -> String {
 /// CPU seconds per GiB of a plain copy from one TCP socket to another on the proxy's CPU, in the
 /// same places and batches as in the bulk workloads: the floor for any proxy, on this machine at
 /// this moment. Floors of other days differ by half and more, so compare with this one.
-pub(crate) fn plain_copy() -> io::Result<f64> {
+///
+/// `volume` is in bytes, and large enough that ticks of the scheduler do not show.
+pub(crate) fn plain_copy(volume: usize) -> io::Result<f64> {
     let from = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let to = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let (from_address, to_address) = (from.local_addr()?, to.local_addr()?);
@@ -176,7 +203,7 @@ pub(crate) fn plain_copy() -> io::Result<f64> {
             pin_this_thread(GENERATOR_CPU)?;
             let mut stream = TcpStream::connect(from_address)?;
             let buffer = vec![0xa5; COPY_BATCH];
-            for _ in 0..(COPY_WARM_UP + COPY_VOLUME) / COPY_BATCH {
+            for _ in 0..(COPY_WARM_UP + volume) / COPY_BATCH {
                 stream.write_all(&buffer)?;
             }
             Ok(())
@@ -198,7 +225,6 @@ pub(crate) fn plain_copy() -> io::Result<f64> {
     })
 }
 
-const COPY_VOLUME: usize = 256 << 20;
 const COPY_WARM_UP: usize = 32 << 20;
 const COPY_BATCH: usize = 128 * 1024;
 
@@ -226,4 +252,16 @@ fn copy(from: &mut TcpStream, to: &mut TcpStream) -> io::Result<f64> {
 fn thread_cpu() -> Duration {
     let now = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_busy_cpu_is_neither_its_idle_time_nor_another_cpu() {
+        let stat = "cpu  9 9 9 9 9 9 9 0 0 0\ncpu1 10 2 30 4000 500 6 7 80 0 0\ncpu10 1 1 1 1 1 1 1 0 0 0\n";
+        assert_eq!(busy_ticks(stat, 1), Some(10 + 2 + 30 + 6 + 7));
+        assert_eq!(busy_ticks(stat, 2), None);
+    }
 }

@@ -1,15 +1,17 @@
-//! Measures what tlsward costs: CPU time per GiB, per round trip and per new connection, and
-//! memory per idle connection. `bench/README.md` has the method and its limits.
+//! Measures what tlsward and its peers cost: CPU time per GiB, per round trip and per new
+//! connection, latency, and memory per idle connection. `bench/README.md` has the method and its limits.
 //!
-//! Generator and upstream share CPU 0, the proxy has CPU 1 for itself; see [`machine`],
-//! [`upstream`], [`proxy`], [`workload`] and [`report`].
+//! Generator and upstream share CPU 0, the proxy has CPU 1 for itself. [`proxy`] has tlsward and its
+//! peers, [`proof`] what each must show before it is measured, [`stage`] the rounds, [`workload`]
+//! the work, [`upstream`] the server, [`machine`] and [`process`] the instruments, [`report`] and
+//! [`budget`] what comes of it.
 
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use rustls::SupportedCipherSuite;
@@ -17,44 +19,60 @@ use rustls::crypto::{SupportedKxGroup, aws_lc_rs};
 
 use self::budget::Budget;
 use self::machine::Awake;
-use self::pki::{Pki, PkiFiles, SERVER_NAME};
+use self::pki::Pki;
+use self::proxy::peers::{self, Choice, PeerBinary};
 use self::proxy::tlsward::Tlsward;
-use self::proxy::{Proxy, Running, Setup, free_address};
-use self::report::{Conditions, Report, Round, Series};
-use self::upstream::{Policy, Upstream};
-use self::workload::{Workload, World};
+use self::proxy::{Role, Variants};
+use self::report::{Conditions, Report};
+use self::stage::Stage;
+use self::workload::{Form, Workload};
 
 mod budget;
 mod machine;
 mod pki;
 mod process;
+mod proof;
 mod proxy;
 mod report;
+mod stage;
 mod upstream;
 mod workload;
 
-/// Many times what the longest round takes on a busy machine; past that something hangs.
-const ROUND_DEADLINE: Duration = Duration::from_secs(180);
-
-/// Measures what tlsward costs.
+/// Measures what tlsward costs, side by side with its peers.
 ///
-/// Exit code: 0 when every limit of bench/budget.toml is met, 1 when one is exceeded, 2 when
-/// nothing could be measured.
+/// Exit code: 0 when every limit of bench/budget.toml is met, 1 when one is not, or tlsward broke
+/// in a workload, 2 when nothing could be measured.
 #[derive(Debug, Parser)]
 #[command(name = "tlsward-bench", version)]
 struct Options {
-    /// Under two minutes: less work and 3 rounds
+    /// Under two minutes: fewer workloads, less work and 2 rounds
     #[arg(long)]
     quick: bool,
-    /// Only workloads whose name begins so; may be repeated
+    /// Only workloads whose name begins so, also such as the quick form has not; may be repeated
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Rounds of each workload [default: 7, quick: 3]
+    /// Which peers to measure beside it: none, all that are here, or names separated by commas;
+    /// "nginx" is nginx and nginx-64k
+    #[arg(long, value_name = "PEERS", default_value = "all")]
+    peers: Choice,
+    /// Where a peer's program is, such as envoy=/opt/envoy/bin/envoy; may be repeated
+    #[arg(long, value_name = "PEER=FILE")]
+    peer_binary: Vec<PeerBinary>,
+    /// Rounds of each workload [default: 7, quick: 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
     /// Also write the results as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Also write a table in Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Also draw a picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Keep the configuration with which each proxy ran, by proxy and workload
+    #[arg(long, value_name = "DIR")]
+    keep_configs: Option<PathBuf>,
     /// The cipher suite that the upstream takes
     #[arg(long, value_enum, default_value_t = Suite::Aes128)]
     suite: Suite,
@@ -137,13 +155,14 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Report, Failed> {
-    let workloads = chosen(&options.only)?;
+    let workloads = chosen(options)?;
     let budget = Budget::built_in().map_err(Failed::other("bench/budget.toml"))?;
     let namespace = network(options)?;
     // Before pinning: cargo may have to build, and that on all CPUs.
-    let proxies: Vec<Box<dyn Proxy>> = vec![Box::new(
-        Tlsward::find(options.binary.clone()).map_err(Failed::io("tlsward"))?,
-    )];
+    let tlsward = Tlsward::find(options.binary.clone()).map_err(Failed::io("tlsward"))?;
+    let (found, mut left_out) = peers::find(&options.peers, &options.peer_binary);
+    let mut proxies: Variants = vec![Box::new(tlsward)];
+    proxies.extend(found);
     let open_files = machine::raise_open_files().map_err(Failed::io("open files"))?;
     let awake = Awake::hold();
     if let Err(error) = &awake {
@@ -157,35 +176,53 @@ fn run(options: &Options) -> Result<Report, Failed> {
         .write(directory.path())
         .map_err(Failed::io("writing certificates"))?;
     let stage = Stage {
-        options,
+        form: Form {
+            quick: options.quick,
+            open_files,
+        },
+        suite: options.suite,
+        group: options.group,
         pki: &pki,
         files,
         directory: directory.path(),
+        keep: options.keep_configs.as_deref(),
     };
     let wanted = options
         .rounds
-        .map_or(if options.quick { 3 } else { 7 }, usize::from);
+        .map_or(if options.quick { 2 } else { 7 }, usize::from);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failed::io("the runtime"))?;
+    eprintln!("proving {} ...", names(&proxies).join(", "));
+    let (proxies, unproven) = runtime
+        .block_on(stage.proven(proxies))
+        .map_err(Failed::io("proving"))?;
+    if !proxies.iter().any(|proxy| proxy.role() == Role::Subject) {
+        let reasons: Vec<_> = unproven.iter().map(|out| out.reason.as_str()).collect();
+        return Err(Failed(format!("tlsward: {}", reasons.join("; "))));
+    }
+    left_out.extend(unproven);
     let mut series = Vec::new();
     for workload in workloads {
-        eprintln!("{} ...", workload.name());
+        eprint!("{} ...", workload.name());
+        let began = Instant::now();
         let rounds = workload.rounds(wanted);
         let measured = runtime.block_on(stage.measure(workload, &proxies, rounds));
-        series.extend(measured.map_err(Failed::io(workload.name()))?);
+        eprintln!(" {:.0} s", began.elapsed().as_secs_f64());
+        let (measured, without) = measured.map_err(Failed::io(workload.name()))?;
+        series.extend(measured);
+        left_out.extend(without);
     }
 
-    let (server_chain_bytes, client_chain_bytes) = pki.chain_bytes();
     let conditions = Conditions {
         machine: machine::Facts::gather(namespace, awake.is_ok()),
         tls: "TLS 1.3",
         suite: options.suite.tls_name(),
         group: options.group.tls_name(),
         keys: "all keys P-256",
-        server_chain_bytes,
-        client_chain_bytes,
+        server_chain_bytes: pki.server().bytes(),
+        client_chain_bytes: pki.client().bytes(),
         resumption: "only in connect-resumed (2 stateless tickets per handshake); elsewhere the upstream sends no tickets",
         pinning: format!(
             "proxy on CPU {}, generator and upstream on CPU {}",
@@ -195,17 +232,36 @@ fn run(options: &Options) -> Result<Report, Failed> {
         open_files,
         quick: options.quick,
         rounds: wanted,
-        proxies: proxies.iter().map(|proxy| proxy.version()).collect(),
+        proxies: proxies
+            .iter()
+            .map(|proxy| (proxy.name(), proxy.version()))
+            .collect(),
     };
-    let report = Report::new(conditions, &series, &budget);
+    let report = Report::new(conditions, &series, left_out, &budget);
+    write(&report, options)?;
+    Ok(report)
+}
+
+fn names(proxies: &Variants) -> Vec<&'static str> {
+    proxies.iter().map(|proxy| proxy.name()).collect()
+}
+
+fn write(report: &Report, options: &Options) -> Result<(), Failed> {
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report).map_err(Failed::other("JSON"))?;
         fs::write(path, text).map_err(Failed::io("writing the JSON file"))?;
     }
-    Ok(report)
+    if let Some(path) = &options.markdown {
+        fs::write(path, report.markdown()).map_err(Failed::io("writing the Markdown file"))?;
+    }
+    if let Some(path) = &options.svg {
+        fs::write(path, report.picture()).map_err(Failed::io("writing the picture"))?;
+    }
+    Ok(())
 }
 
-fn chosen(only: &[String]) -> Result<Vec<Workload>, Failed> {
+fn chosen(options: &Options) -> Result<Vec<Workload>, Failed> {
+    let only = &options.only;
     let names = || Workload::ALL.map(Workload::name).join(", ");
     for wanted in only {
         if !Workload::ALL.iter().any(|w| w.name().starts_with(wanted)) {
@@ -213,8 +269,13 @@ fn chosen(only: &[String]) -> Result<Vec<Workload>, Failed> {
             return Err(Failed(what));
         }
     }
-    let is_chosen =
-        |w: &Workload| only.is_empty() || only.iter().any(|o| w.name().starts_with(o.as_str()));
+    let is_chosen = |workload: &Workload| {
+        if only.is_empty() {
+            !options.quick || workload.is_in_quick()
+        } else {
+            only.iter().any(|name| workload.name().starts_with(name))
+        }
+    };
     Ok(Workload::ALL.into_iter().filter(is_chosen).collect())
 }
 
@@ -229,92 +290,6 @@ fn network(options: &Options) -> Result<bool, Failed> {
         eprintln!("no network namespace of its own: {error}");
     }
     Ok(false)
-}
-
-/// What all series share.
-struct Stage<'a> {
-    options: &'a Options,
-    pki: &'a Pki,
-    files: PkiFiles,
-    directory: &'a Path,
-}
-
-impl Stage<'_> {
-    /// The rounds of the proxies take turns, so that a slow phase of the machine meets all.
-    async fn measure(
-        &self,
-        workload: Workload,
-        proxies: &[Box<dyn Proxy>],
-        rounds: usize,
-    ) -> io::Result<Vec<Series>> {
-        let mut contenders = Vec::new();
-        for proxy in proxies {
-            let series = Series {
-                workload,
-                proxy: proxy.name(),
-                rounds: Vec::new(),
-            };
-            contenders.push((
-                proxy.as_ref(),
-                self.start(workload, proxy.as_ref()).await?,
-                series,
-            ));
-        }
-        for number in 0..rounds {
-            for (proxy, started, series) in &mut contenders {
-                if number > 0 && workload.needs_fresh_proxy() {
-                    *started = self.start(workload, *proxy).await?;
-                }
-                let world = World {
-                    running: &started.running,
-                    upstream: &started.upstream,
-                };
-                let before = machine::plain_copy()?;
-                let round = workload.round(&world, self.options.quick);
-                let sample = tokio::time::timeout(ROUND_DEADLINE, round)
-                    .await
-                    .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "a round hangs"))??;
-                let after = machine::plain_copy()?;
-                series.rounds.push(Round {
-                    sample,
-                    plain_copy: before.max(after),
-                    load: machine::load(),
-                });
-            }
-        }
-        Ok(contenders.into_iter().map(|(.., series)| series).collect())
-    }
-
-    async fn start(&self, workload: Workload, proxy: &dyn Proxy) -> io::Result<Started> {
-        let policy = Policy {
-            suite: self.options.suite,
-            group: self.options.group,
-            tickets: if workload.resumes() { 2 } else { 0 },
-        };
-        let upstream = Upstream::start(self.pki, policy)?;
-        let directory = self.directory.join(proxy.name());
-        if directory.exists() {
-            fs::remove_dir_all(&directory)?;
-        }
-        fs::create_dir(&directory)?;
-        let setup = Setup {
-            directory,
-            listen: free_address()?,
-            upstream: upstream.address,
-            server_name: SERVER_NAME,
-            pki: self.files.clone(),
-            group: self.options.group,
-            resumption: workload.resumes(),
-        };
-        let running = Running::start(proxy, &setup).await?;
-        Ok(Started { running, upstream })
-    }
-}
-
-/// In this order they are dropped: the proxy first.
-struct Started {
-    running: Running,
-    upstream: Upstream,
 }
 
 /// Why nothing was measured.

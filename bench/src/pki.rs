@@ -1,4 +1,5 @@
-//! The throw-away certificates of one run: root, intermediate, and two P-256 leaves.
+//! The throw-away certificates of one run: root, intermediate and P-256 leaves,
+//! among them those of two servers that a proxy must refuse.
 
 use std::fs;
 use std::io;
@@ -13,16 +14,22 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 /// The name that the upstream's certificate is for.
 pub(crate) const SERVER_NAME: &str = "upstream.bench";
 
-/// Certificates and keys; both chains are leaf and intermediate, as most are in practice.
+/// The name of a server that is somebody else's, of the same CA.
+const OTHER_NAME: &str = "elsewhere.bench";
+
+/// Certificates and keys; all chains are leaf and intermediate, as most are in practice.
 pub(crate) struct Pki {
     root: rcgen::Certificate,
-    intermediate: rcgen::Certificate,
-    server: Leaf,
-    client: Leaf,
+    server: Chain,
+    misnamed: Chain,
+    impostor: Chain,
+    client: Chain,
 }
 
-struct Leaf {
-    certificate: rcgen::Certificate,
+/// A leaf with its intermediate, and the leaf's key.
+pub(crate) struct Chain {
+    leaf: rcgen::Certificate,
+    intermediate: rcgen::Certificate,
     key: KeyPair,
 }
 
@@ -35,31 +42,21 @@ pub(crate) struct PkiFiles {
     pub(crate) chain: PathBuf,
     /// The client's key, PKCS#8.
     pub(crate) key: PathBuf,
+    /// Chain and key in one file, for programs that want it so.
+    pub(crate) identity: PathBuf,
 }
 
 impl Pki {
     pub(crate) fn new() -> Result<Self, rcgen::Error> {
-        let root_params = ca("tlsward-bench root");
-        let root_key = KeyPair::generate()?;
-        let root = root_params.self_signed(&root_key)?;
-        let root_issuer = Issuer::new(root_params, root_key);
-
-        let params = ca("tlsward-bench intermediate");
-        let key = KeyPair::generate()?;
-        let intermediate = params.signed_by(&key, &root_issuer)?;
-        let issuer = Issuer::new(params, key);
-
-        let mut server = leaf(SERVER_NAME, ExtendedKeyUsagePurpose::ServerAuth);
-        server.subject_alt_names =
-            CertificateParams::new([SERVER_NAME.to_owned()])?.subject_alt_names;
+        let authority = Authority::new()?;
+        // The same names in another CA: only the signatures tell the two apart.
+        let stranger = Authority::new()?;
         Ok(Self {
-            root,
-            intermediate,
-            server: Leaf::issue(&server, &issuer)?,
-            client: Leaf::issue(
-                &leaf("bench-client", ExtendedKeyUsagePurpose::ClientAuth),
-                &issuer,
-            )?,
+            server: authority.server(SERVER_NAME)?,
+            misnamed: authority.server(OTHER_NAME)?,
+            impostor: stranger.server(SERVER_NAME)?,
+            client: authority.issue(&leaf("bench-client", ExtendedKeyUsagePurpose::ClientAuth))?,
+            root: authority.root,
         })
     }
 
@@ -67,24 +64,24 @@ impl Pki {
         self.root.der().clone()
     }
 
-    pub(crate) fn server_chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![
-            self.server.certificate.der().clone(),
-            self.intermediate.der().clone(),
-        ]
+    /// The server that every proxy is to trust.
+    pub(crate) fn server(&self) -> &Chain {
+        &self.server
     }
 
-    pub(crate) fn server_key(&self) -> PrivateKeyDer<'static> {
-        PrivatePkcs8KeyDer::from(self.server.key.serialize_der()).into()
+    /// A server of the right CA with a name that is not [`SERVER_NAME`].
+    pub(crate) fn misnamed(&self) -> &Chain {
+        &self.misnamed
     }
 
-    /// DER bytes of each side's chain, server first.
-    pub(crate) fn chain_bytes(&self) -> (usize, usize) {
-        let intermediate = self.intermediate.der().len();
-        (
-            self.server.certificate.der().len() + intermediate,
-            self.client.certificate.der().len() + intermediate,
-        )
+    /// A server with the right name, of a CA that no proxy is told to trust.
+    pub(crate) fn impostor(&self) -> &Chain {
+        &self.impostor
+    }
+
+    /// What every proxy is to present.
+    pub(crate) fn client(&self) -> &Chain {
+        &self.client
     }
 
     /// Writes what the proxy under test reads.
@@ -93,23 +90,72 @@ impl Pki {
             ca: directory.join("ca.crt"),
             chain: directory.join("client.crt"),
             key: directory.join("client.key"),
+            identity: directory.join("client.pem"),
         };
         fs::write(&files.ca, self.root.pem())?;
-        let chain = self.client.certificate.pem() + &self.intermediate.pem();
+        let chain = self.client.leaf.pem() + &self.client.intermediate.pem();
+        let key = self.client.key.serialize_pem();
+        fs::write(&files.identity, chain.clone() + &key)?;
         fs::write(&files.chain, chain)?;
-        fs::write(&files.key, self.client.key.serialize_pem())?;
+        fs::write(&files.key, key)?;
         Ok(files)
     }
 }
 
-impl Leaf {
-    fn issue(
-        params: &CertificateParams,
-        issuer: &Issuer<'_, KeyPair>,
-    ) -> Result<Self, rcgen::Error> {
+impl Chain {
+    pub(crate) fn leaf(&self) -> CertificateDer<'static> {
+        self.leaf.der().clone()
+    }
+
+    pub(crate) fn certificates(&self) -> Vec<CertificateDer<'static>> {
+        vec![self.leaf(), self.intermediate.der().clone()]
+    }
+
+    pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
+    }
+
+    /// DER bytes of both certificates.
+    pub(crate) fn bytes(&self) -> usize {
+        self.leaf.der().len() + self.intermediate.der().len()
+    }
+}
+
+/// A root, and the intermediate that issues.
+struct Authority {
+    root: rcgen::Certificate,
+    intermediate: rcgen::Certificate,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Result<Self, rcgen::Error> {
+        let root_params = ca("tlsward-bench root");
+        let root_key = KeyPair::generate()?;
+        let root = root_params.self_signed(&root_key)?;
+        let root_issuer = Issuer::new(root_params, root_key);
+
+        let params = ca("tlsward-bench intermediate");
         let key = KeyPair::generate()?;
+        let intermediate = params.signed_by(&key, &root_issuer)?;
         Ok(Self {
-            certificate: params.signed_by(&key, issuer)?,
+            root,
+            intermediate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    fn server(&self, name: &str) -> Result<Chain, rcgen::Error> {
+        let mut params = leaf(name, ExtendedKeyUsagePurpose::ServerAuth);
+        params.subject_alt_names = CertificateParams::new([name.to_owned()])?.subject_alt_names;
+        self.issue(&params)
+    }
+
+    fn issue(&self, params: &CertificateParams) -> Result<Chain, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        Ok(Chain {
+            leaf: params.signed_by(&key, &self.issuer)?,
+            intermediate: self.intermediate.clone(),
             key,
         })
     }

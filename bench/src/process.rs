@@ -1,10 +1,13 @@
 //! A process tree's CPU time and memory, from /proc.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// A proxy's processes: the one that was started, and its descendants (workers).
+/// A proxy's processes: the one that was started, and its descendants (workers). Threads are in a
+/// process's own figures.
 #[derive(Clone, Debug)]
 pub(crate) struct Processes(Vec<u32>);
 
@@ -37,10 +40,16 @@ impl Processes {
         Self(vec![std::process::id()])
     }
 
+    /// No process: where callers go straight to the upstream.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().copied()
+    }
+
     /// User and system time so far, also of threads that have ended. Whole ticks of 10 ms.
-    ///
-    /// Not the sum of `task/*/schedstat`, which is finer but forgets ended threads: a proxy with
-    /// a thread for each connection would seem to cost nothing.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
         let ticks_per_second = rustix::param::clock_ticks_per_second();
         let mut ticks = 0;
@@ -53,19 +62,23 @@ impl Processes {
         ))
     }
 
-    /// How long the threads that exist now have waited for their CPU: the share of others in it.
-    /// An indication of noise; the threads of the proxy among each other count too.
-    pub(crate) fn waited(&self) -> io::Result<Duration> {
-        let mut waited = 0;
+    /// What the processes and each of their threads have used so far.
+    pub(crate) fn read(&self) -> io::Result<Reading> {
+        let mut threads = HashMap::new();
         for pid in &self.0 {
             for task in fs::read_dir(format!("/proc/{pid}/task"))? {
                 let path = task?.path().join("schedstat");
-                let text = fs::read_to_string(path).unwrap_or_default();
-                let nanos = text.split_whitespace().nth(1);
-                waited += nanos.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+                // A thread that has ended meanwhile has none.
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                if let Some(thread) = thread_of(&text) {
+                    threads.insert(path, thread);
+                }
             }
         }
-        Ok(Duration::from_nanos(waited))
+        Ok(Reading {
+            ticks: self.cpu()?,
+            threads,
+        })
     }
 
     /// Proportional set size in bytes: user memory, with pages that are shared divided by the
@@ -79,6 +92,71 @@ impl Processes {
         }
         Ok(bytes)
     }
+}
+
+/// [`Processes::read`] at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    ticks: Duration,
+    threads: HashMap<PathBuf, Thread>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Thread {
+    ran: Duration,
+    waited: Duration,
+}
+
+/// Between two readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) cpu: Duration,
+    /// How long threads waited for their CPU, for each other or for other programs.
+    pub(crate) waited: Duration,
+}
+
+/// Whole ticks of user and of system time may each be one off at both ends.
+const TICKS_ERROR: Duration = Duration::from_millis(40);
+
+impl Reading {
+    /// Threads' own counters are exact, but forget threads that have ended: where the processes'
+    /// ticks say that something is missing, the ticks are the answer.
+    pub(crate) fn since(&self, earlier: &Self) -> Used {
+        let difference = |of: fn(&Thread) -> Duration| {
+            self.threads
+                .iter()
+                .map(|(id, now)| {
+                    let before = earlier.threads.get(id).map_or(Duration::ZERO, of);
+                    of(now).saturating_sub(before)
+                })
+                .sum::<Duration>()
+        };
+        let ticks = self.ticks.saturating_sub(earlier.ticks);
+        let exact = difference(|thread| thread.ran);
+        let ended = earlier
+            .threads
+            .keys()
+            .any(|id| !self.threads.contains_key(id));
+        let cpu = if ended || exact.abs_diff(ticks) > TICKS_ERROR {
+            ticks
+        } else {
+            exact
+        };
+        Used {
+            cpu,
+            waited: difference(|thread| thread.waited),
+        }
+    }
+}
+
+/// The first two numbers of /proc/PID/task/TID/schedstat.
+fn thread_of(schedstat: &str) -> Option<Thread> {
+    let mut nanos = schedstat.split_whitespace().map(str::parse);
+    let mut next = || nanos.next()?.ok().map(Duration::from_nanos);
+    Some(Thread {
+        ran: next()?,
+        waited: next()?,
+    })
 }
 
 /// Indices into the fields after the command (proc_pid_stat(5) numbers them from 1, and the
@@ -130,6 +208,50 @@ mod tests {
         let rollup = "Rss:  900 kB\nPss:      512 kB\nPss_Anon:  300 kB\n";
         assert_eq!(pss_of(rollup), Some(512 * 1024));
         assert_eq!(pss_of("Rss: 900 kB\n"), None);
+    }
+
+    fn reading(ticks_ms: u64, threads: &[(&str, u64, u64)]) -> Reading {
+        let thread = |&(id, ran, waited): &(&str, u64, u64)| {
+            let thread = Thread {
+                ran: Duration::from_micros(ran),
+                waited: Duration::from_micros(waited),
+            };
+            (PathBuf::from(id), thread)
+        };
+        Reading {
+            ticks: Duration::from_millis(ticks_ms),
+            threads: threads.iter().map(thread).collect(),
+        }
+    }
+
+    fn used(cpu: u64, waited: u64) -> Used {
+        Used {
+            cpu: Duration::from_micros(cpu),
+            waited: Duration::from_micros(waited),
+        }
+    }
+
+    #[test]
+    fn threads_that_live_on_are_counted_exactly_and_new_ones_from_their_beginning() {
+        let before = reading(100, &[("1", 100_000, 500)]);
+        let after = reading(190, &[("1", 180_123, 700), ("2", 7, 1)]);
+        assert_eq!(after.since(&before), used(80_130, 201));
+    }
+
+    #[test]
+    fn where_a_thread_has_ended_or_came_and_went_the_ticks_are_counted() {
+        let before = reading(100, &[("1", 100_000, 0), ("2", 0, 0)]);
+        let after = reading(190, &[("1", 180_123, 0)]);
+        assert_eq!(after.since(&before), used(90_000, 0));
+        let before = reading(100, &[("1", 100_000, 0)]);
+        let after = reading(400, &[("1", 180_123, 0)]);
+        assert_eq!(after.since(&before), used(300_000, 0));
+    }
+
+    #[test]
+    fn what_is_no_schedstat_is_no_thread() {
+        assert!(thread_of("12 34 5\n").is_some());
+        assert!(thread_of("").is_none() && thread_of("12\n").is_none());
     }
 
     #[test]

@@ -1,13 +1,18 @@
-//! Rounds made into results: medians, a table for people, JSON for programs.
+//! Rounds made into results: medians and ratios; as a table for people, JSON for programs, and a
+//! table and a picture for documents.
 
-use std::fmt::Write as _;
-
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Verdict};
 use crate::machine::Facts;
+use crate::proxy::Role;
+use crate::proxy::peers::LeftOut;
 use crate::workload::{Sample, Workload};
+
+mod headlines;
+mod markdown;
+mod picture;
+mod terminal;
 
 /// A round beside which a plain copy cost this much more than the run's median is left out.
 const SLOW: f64 = 1.15;
@@ -38,6 +43,7 @@ impl Round {
 pub(crate) struct Series {
     pub(crate) workload: Workload,
     pub(crate) proxy: &'static str,
+    pub(crate) role: Role,
     pub(crate) rounds: Vec<Round>,
 }
 
@@ -46,15 +52,15 @@ pub(crate) struct Series {
 pub(crate) struct Line {
     pub(crate) metric: &'static str,
     pub(crate) proxy: &'static str,
+    pub(crate) role: Role,
     pub(crate) unit: &'static str,
     pub(crate) median: f64,
     pub(crate) min: f64,
     pub(crate) max: f64,
     /// All rounds, in order, slow ones too.
     pub(crate) values: Vec<f64>,
-    pub(crate) limit: Option<f64>,
-    /// The median is not above the limit.
-    pub(crate) met: Option<bool>,
+    /// The median as a multiple of tlsward's, where both were measured and tlsward's is not 0.
+    pub(crate) ratio_to_tlsward: Option<f64>,
     /// The proxy's CPU time in percent of the time that passed.
     pub(crate) busy_percent: f64,
     /// Time that the proxy waited for its CPU, in percent of its CPU time.
@@ -85,14 +91,18 @@ pub(crate) struct Conditions {
     pub(crate) quick: bool,
     pub(crate) rounds: usize,
     /// Name and version of each proxy.
-    pub(crate) proxies: Vec<String>,
+    pub(crate) proxies: Vec<(&'static str, String)>,
 }
 
 /// The whole of a run.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) conditions: Conditions,
+    /// By metric, and in that by proxy, tlsward first.
     pub(crate) lines: Vec<Line>,
+    pub(crate) verdicts: Vec<Verdict>,
+    /// Who was not measured, or not in everything, and why.
+    pub(crate) left_out: Vec<LeftOut>,
     /// CPU-s/GiB of a plain copy beside the rounds: least, median, most.
     pub(crate) plain_copy: [f64; 3],
     /// One-minute load average: lowest, median, highest.
@@ -100,112 +110,72 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(conditions: Conditions, series: &[Series], budget: &Budget) -> Self {
+    pub(crate) fn new(
+        conditions: Conditions,
+        series: &[Series],
+        left_out: Vec<LeftOut>,
+        budget: &Budget,
+    ) -> Self {
         let rounds = || series.iter().flat_map(|series| &series.rounds);
         let plain_copy = spread(rounds().map(|round| round.plain_copy));
         let load = spread(rounds().map(|round| round.load));
-        let lines = series
+        let mut lines: Vec<_> = series
             .iter()
-            .flat_map(|series| lines_of(series, plain_copy[1], budget))
+            .flat_map(|series| lines_of(series, plain_copy[1]))
             .collect();
+        let order: Vec<_> = Workload::ALL.iter().flat_map(|w| w.metrics()).collect();
+        // Stable: proxies stay in their order.
+        lines.sort_by_key(|line| order.iter().position(|(metric, _)| *metric == line.metric));
+        compare(&mut lines);
         Self {
             conditions,
+            verdicts: budget.judge(&lines),
             lines,
+            left_out,
             plain_copy,
             load,
         }
     }
 
-    /// No limit is exceeded.
+    /// No limit is exceeded, and tlsward broke in no workload.
     pub(crate) fn within_budget(&self) -> bool {
-        self.lines.iter().all(|line| line.met != Some(false))
+        let broke = self.left_out.iter().any(|out| out.name == "tlsward");
+        !broke && self.verdicts.iter().all(|verdict| verdict.met)
     }
 
-    /// For people.
-    pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        self.conditions.describe(&mut text);
-        let [cheapest, median, dearest] = self.plain_copy;
-        let [low, usual, high] = self.load;
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "plain copy   {cheapest:.3} / {median:.3} / {dearest:.3} CPU-s/GiB without TLS, the floor of this run (least / median / most)\nload         {low:.2} / {usual:.2} / {high:.2}\n"
-        );
-        let _ = writeln!(text, "{}", self.table());
-        let missed: Vec<_> = self.lines.iter().filter(|l| l.met == Some(false)).collect();
-        if missed.is_empty() {
-            let _ = writeln!(text, "\nEvery limit of bench/budget.toml is met.");
-        }
-        for line in missed {
-            let _ = writeln!(
-                text,
-                "\nOver the limit: {} {:.3} {}, limit {:.3}",
-                line.metric,
-                line.median,
-                line.unit,
-                line.limit.unwrap_or_default()
-            );
-        }
-        text
+    fn line(&self, metric: &str, proxy: &str) -> Option<&Line> {
+        self.lines
+            .iter()
+            .find(|line| line.metric == metric && line.proxy == proxy)
     }
 
-    fn table(&self) -> Table {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING);
-        table.set_header([
-            "metric",
-            "proxy",
-            "median",
-            "min",
-            "max",
-            "unit",
-            "limit",
-            "met",
-            "busy",
-            "waited",
-            "generator",
-            "resumed",
-            "rounds",
-        ]);
-        for line in &self.lines {
-            table.add_row([
-                line.metric.to_owned(),
-                line.proxy.to_owned(),
-                number(line.median),
-                number(line.min),
-                number(line.max),
-                line.unit.to_owned(),
-                line.limit.map_or_else(String::new, number),
-                match line.met {
-                    Some(true) => "yes",
-                    Some(false) => "NO",
-                    None => "",
-                }
-                .to_owned(),
-                format!("{:.0} %", line.busy_percent),
-                format!("{:.0} %", line.waited_percent),
-                format!("{:.0} %", line.generator_percent),
-                line.resumed_percent
-                    .map_or_else(String::new, |percent| format!("{percent:.0} %")),
-                if line.disturbed {
-                    format!("{} (disturbed)", line.rounds)
-                } else {
-                    format!("{}/{}", line.rounds_used, line.rounds)
-                },
-            ]);
-        }
-        for column in [2, 3, 4, 6, 8, 9, 10, 11, 12] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
+    /// One sentence for each proxy and reason, with the workloads that it is about.
+    fn absences(&self) -> Vec<String> {
+        let mut grouped: Vec<(&LeftOut, Vec<&str>)> = Vec::new();
+        for out in &self.left_out {
+            let same = grouped
+                .iter_mut()
+                .find(|(first, _)| first.name == out.name && first.reason == out.reason);
+            match same {
+                Some((_, workloads)) => workloads.extend(out.workload),
+                None => grouped.push((out, out.workload.into_iter().collect())),
             }
         }
-        table
+        let sentence = |(out, workloads): &(&LeftOut, Vec<&str>)| {
+            let LeftOut { name, reason, .. } = out;
+            if workloads.is_empty() {
+                format!("{name}: {reason}")
+            } else {
+                format!("{name}, not in {}: {reason}", workloads.join(", "))
+            }
+        };
+        grouped.iter().map(sentence).collect()
     }
 }
 
 impl Conditions {
-    fn describe(&self, text: &mut String) {
+    /// Names and values, without the proxies.
+    fn describe(&self) -> Vec<(&'static str, String)> {
         let Self {
             machine,
             tls,
@@ -219,7 +189,7 @@ impl Conditions {
             open_files,
             quick,
             rounds,
-            proxies,
+            proxies: _,
         } = self;
         let namespace = if machine.namespace {
             "own network namespace"
@@ -232,8 +202,7 @@ impl Conditions {
             "idle states as usual: wake-ups are billed to the proxy"
         };
         let size = if *quick { "quick" } else { "full" };
-        let lines = [
-            ("proxies", proxies.join(", ")),
+        vec![
             (
                 "machine",
                 format!(
@@ -250,7 +219,7 @@ impl Conditions {
             (
                 "chains",
                 format!(
-                    "server {server_chain_bytes} bytes, client {client_chain_bytes} bytes, 2 certificates each"
+                    "server {server_chain_bytes} bytes, client {client_chain_bytes} bytes, 2 certificates each, verified with the name"
                 ),
             ),
             ("resumption", (*resumption).to_owned()),
@@ -258,17 +227,15 @@ impl Conditions {
                 "rounds",
                 format!("{rounds} ({size}), after a warm-up each; up to {open_files} open files"),
             ),
-        ];
-        for (name, value) in lines {
-            let _ = writeln!(text, "{name:<12} {value}");
-        }
+        ]
     }
 }
 
-fn lines_of(series: &Series, usual_copy: f64, budget: &Budget) -> Vec<Line> {
+fn lines_of(series: &Series, usual_copy: f64) -> Vec<Line> {
     let Series {
         workload,
         proxy,
+        role,
         rounds,
     } = series;
     let quiet: Vec<_> = rounds
@@ -291,21 +258,22 @@ fn lines_of(series: &Series, usual_copy: f64, budget: &Budget) -> Vec<Line> {
     let resumed = sum(|sample| sample.resumed as f64);
     let metrics = workload.metrics().iter().enumerate();
     metrics
+        // What there is nothing to measure of has no line.
+        .filter(|(n, _)| used.iter().all(|round| round.sample.values[*n].is_finite()))
         .map(|(n, (metric, unit))| {
             let [min, median, max] = spread(used.iter().map(|round| round.sample.values[n]));
-            let limit = budget.limit(metric).filter(|_| *proxy == "tlsward");
             Line {
                 metric,
                 proxy,
+                role: *role,
                 unit,
                 median,
                 min,
                 max,
                 values: rounds.iter().map(|round| round.sample.values[n]).collect(),
-                limit,
-                met: limit.map(|limit| median <= limit),
+                ratio_to_tlsward: None,
                 busy_percent: cpu / wall * 100.0,
-                waited_percent: waited / cpu * 100.0,
+                waited_percent: waited / cpu.max(f64::MIN_POSITIVE) * 100.0,
                 resumed_percent: (handshakes > 0.0).then(|| resumed / handshakes * 100.0),
                 generator_percent: generator / wall * 100.0,
                 disturbed,
@@ -314,6 +282,18 @@ fn lines_of(series: &Series, usual_copy: f64, budget: &Budget) -> Vec<Line> {
             }
         })
         .collect()
+}
+
+fn compare(lines: &mut [Line]) {
+    let own: Vec<_> = lines
+        .iter()
+        .filter(|line| line.role == Role::Subject && line.median > 0.0)
+        .map(|line| (line.metric, line.median))
+        .collect();
+    for line in lines {
+        let base = own.iter().find(|(metric, _)| *metric == line.metric);
+        line.ratio_to_tlsward = base.map(|(_, base)| line.median / base);
+    }
 }
 
 /// Least, median, most.
@@ -344,6 +324,64 @@ fn number(value: f64) -> String {
 }
 
 #[cfg(test)]
+impl Line {
+    /// One quiet round.
+    pub(crate) fn of_median(
+        metric: &'static str,
+        proxy: &'static str,
+        role: Role,
+        median: f64,
+    ) -> Self {
+        Self {
+            metric,
+            proxy,
+            role,
+            unit: "CPU-s/GiB",
+            median,
+            min: median,
+            max: median,
+            values: vec![median],
+            ratio_to_tlsward: None,
+            busy_percent: 50.0,
+            waited_percent: 0.0,
+            resumed_percent: None,
+            generator_percent: 50.0,
+            rounds_used: 1,
+            rounds: 1,
+            disturbed: false,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Conditions {
+    fn example() -> Self {
+        Self {
+            machine: Facts {
+                kernel: "6.1".to_owned(),
+                cpu: "Some <CPU> & Co".to_owned(),
+                cpus: 2,
+                congestion_control: "cubic".to_owned(),
+                namespace: true,
+                kept_awake: true,
+            },
+            tls: "TLS 1.3",
+            suite: "TLS_AES_128_GCM_SHA256",
+            group: "X25519",
+            keys: "all keys P-256",
+            server_chain_bytes: 700,
+            client_chain_bytes: 600,
+            resumption: "none",
+            pinning: "proxy on CPU 1".to_owned(),
+            open_files: 1024,
+            quick: true,
+            rounds: 1,
+            proxies: vec![("tlsward", "tlsward 0.1".to_owned())],
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::time::Duration;
 
@@ -371,10 +409,10 @@ mod tests {
         let series = Series {
             workload: Workload::BulkUp1,
             proxy: "tlsward",
+            role: Role::Subject,
             rounds: rounds.iter().map(|(v, c, w)| round(*v, *c, *w)).collect(),
         };
-        let budget = Budget::built_in().expect("the file is well-formed");
-        lines_of(&series, 0.16, &budget).remove(0)
+        lines_of(&series, 0.16).remove(0)
     }
 
     #[test]
@@ -405,14 +443,66 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_met_by_the_median_and_up_to_its_value() {
-        assert_eq!(
-            line(&[(0.5, 0.16, 0), (0.5, 0.16, 0), (0.9, 0.16, 0)]).met,
-            Some(true)
+    fn a_value_that_is_no_number_was_not_measured_and_has_no_line() {
+        let series = Series {
+            workload: Workload::BulkUp1,
+            proxy: "direct",
+            role: Role::Floor,
+            rounds: vec![round(f64::NAN, 0.16, 0)],
+        };
+        assert!(lines_of(&series, 0.16).is_empty());
+    }
+
+    #[test]
+    fn ratios_are_to_tlsward_in_the_same_metric() {
+        let mut lines = [
+            Line::of_median("bulk-up-1", "tlsward", Role::Subject, 0.2),
+            Line::of_median("bulk-up-1", "nginx", Role::Peer, 0.5),
+            Line::of_median("connect-full", "nginx", Role::Peer, 500.0),
+        ];
+        compare(&mut lines);
+        let ratios = lines.map(|line| line.ratio_to_tlsward);
+        assert_eq!(ratios, [Some(1.0), Some(2.5), None]);
+    }
+
+    #[test]
+    fn a_reason_is_given_once_for_all_the_workloads_that_it_is_about() {
+        let out = |name, workload, reason: &str| LeftOut {
+            name,
+            workload,
+            reason: reason.to_owned(),
+        };
+        let left_out = vec![
+            out("envoy", None, "absent"),
+            out("stunnel", Some("storm"), "it broke"),
+            out("stunnel", Some("memory"), "it broke"),
+            out("stunnel", Some("idle-busy"), "threads"),
+        ];
+        let report = Report::new(
+            Conditions::example(),
+            &[],
+            left_out,
+            &Budget::built_in().unwrap(),
         );
         assert_eq!(
-            line(&[(0.5, 0.16, 0), (0.51, 0.16, 0), (0.9, 0.16, 0)]).met,
-            Some(false)
+            report.absences(),
+            [
+                "envoy: absent",
+                "stunnel, not in storm, memory: it broke",
+                "stunnel, not in idle-busy: threads"
+            ]
         );
+        assert!(report.within_budget());
+    }
+
+    #[test]
+    fn a_run_in_which_tlsward_broke_is_not_within_budget() {
+        let broke = LeftOut {
+            name: "tlsward",
+            workload: Some("storm"),
+            reason: "it broke".to_owned(),
+        };
+        let budget = Budget::built_in().unwrap();
+        assert!(!Report::new(Conditions::example(), &[], vec![broke], &budget).within_budget());
     }
 }

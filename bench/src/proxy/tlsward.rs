@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Proxy, Setup};
+use super::{Proxy, Role, Setup};
 
 /// Settings that would override the benchmark's configuration.
 const SETTINGS: [&str; 7] = [
@@ -43,6 +43,7 @@ impl Tlsward {
                 io::Error::new(error.kind(), format!("starting {shown}: {error}"))
             })?;
         let version = String::from_utf8_lossy(&said.stdout).trim().to_owned();
+        eprintln!("measuring {}", program.display());
         Ok(Self { program, version })
     }
 }
@@ -99,10 +100,14 @@ impl Proxy for Tlsward {
     }
 
     fn version(&self) -> String {
-        format!("{} ({})", self.version, self.program.display())
+        self.version.clone()
     }
 
-    fn prepare(&self, setup: &Setup) -> io::Result<Command> {
+    fn role(&self) -> Role {
+        Role::Subject
+    }
+
+    fn prepare(&self, setup: &Setup) -> io::Result<Option<Command>> {
         let config = setup.directory.join("config.toml");
         fs::write(&config, config_text(setup))?;
         let mut command = Command::new(&self.program);
@@ -111,13 +116,14 @@ impl Proxy for Tlsward {
         for name in SETTINGS {
             command.env_remove(name);
         }
-        Ok(command)
+        Ok(Some(command))
     }
 }
 
 fn config_text(setup: &Setup) -> String {
     let Setup {
         listen,
+        admin,
         upstream,
         server_name,
         pki,
@@ -125,11 +131,12 @@ fn config_text(setup: &Setup) -> String {
         resumption,
         ..
     } = setup;
+    let admin = admin.map_or_else(|| "off".to_owned(), |address| address.to_string());
     let group = group.tls_name();
     let (ca, cert, key) = (pki.ca.display(), pki.chain.display(), pki.key.display());
     format!(
         r#"[admin]
-listen = "off"
+listen = "{admin}"
 
 [log]
 filter = "warn"

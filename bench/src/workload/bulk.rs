@@ -6,7 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{GIB, Sample, World, metered};
+use super::meter::metered;
+use super::{GIB, Sample, World};
 use crate::upstream::command;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub(super) enum Way {
 }
 
 /// Bytes of all connections together, times the scale.
-const VOLUME: u64 = 1 << 30;
+const VOLUME: u64 = 512 << 20;
 
 /// Before each round, by each connection: fills socket buffers to the size that the kernel's
 /// autotuning gives them, and faults in the proxy's buffers.

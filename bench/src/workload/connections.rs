@@ -7,13 +7,14 @@ use std::rc::Rc;
 
 use tokio::task::LocalSet;
 
-use super::{Sample, World, metered};
+use super::meter::metered;
+use super::{Sample, World};
 use crate::proxy::one_byte;
 
 const AT_A_TIME: u64 = 32;
 
 /// Connections, times the scale.
-const CONNECTIONS: u64 = 1600;
+const CONNECTIONS: u64 = 1000;
 
 /// Every handshake a full one.
 pub(super) async fn full(world: &World<'_>, scale: u64) -> io::Result<Sample> {

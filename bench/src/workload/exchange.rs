@@ -1,4 +1,4 @@
-//! Small requests and small answers on connections that stay open.
+//! Requests and answers of equal size on connections that stay open.
 
 use std::io;
 
@@ -6,28 +6,41 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::{Sample, World, metered};
+use super::meter::metered;
+use super::{Sample, World};
 use crate::upstream::command;
 
 const CONNECTIONS: usize = 64;
-const MESSAGE: usize = 64;
 
 /// Round trips of each connection, times the scale.
-const ROUND_TRIPS: u64 = 400;
+const SMALL_ROUND_TRIPS: u64 = 400;
+const LARGE_ROUND_TRIPS: u64 = 200;
 
-pub(super) async fn round(world: &World<'_>, scale: u64) -> io::Result<Sample> {
-    let mut streams = Vec::new();
-    for _ in 0..CONNECTIONS {
-        let stream = TcpStream::connect(world.running.listen).await?;
-        stream.set_nodelay(true)?;
-        streams.push(stream);
-    }
-    let streams = all(streams, ROUND_TRIPS / 4).await?;
-    let each = ROUND_TRIPS * scale;
+const SMALL: usize = 64;
+/// The payload of one TLS record.
+const LARGE: usize = 16 * 1024;
+
+pub(super) async fn small(world: &World<'_>, scale: u64) -> io::Result<Sample> {
+    round(world, SMALL, SMALL_ROUND_TRIPS, scale).await
+}
+
+pub(super) async fn large(world: &World<'_>, scale: u64) -> io::Result<Sample> {
+    round(world, LARGE, LARGE_ROUND_TRIPS, scale).await
+}
+
+async fn round(
+    world: &World<'_>,
+    message: usize,
+    round_trips: u64,
+    scale: u64,
+) -> io::Result<Sample> {
+    let streams = open(world, CONNECTIONS, message).await?;
+    let streams = all(streams, message, round_trips / 4).await?;
+    let each = round_trips * scale;
     metered(
         world,
         async {
-            all(streams, each).await?;
+            all(streams, message, each).await?;
             Ok(())
         },
         |cpu| cpu * 1e6 / (each * CONNECTIONS as u64) as f64,
@@ -35,15 +48,36 @@ pub(super) async fn round(world: &World<'_>, scale: u64) -> io::Result<Sample> {
     .await
 }
 
-async fn all(streams: Vec<TcpStream>, round_trips: u64) -> io::Result<Vec<TcpStream>> {
+/// Connections on which messages of one size are answered.
+pub(super) async fn open(
+    world: &World<'_>,
+    connections: usize,
+    message: usize,
+) -> io::Result<Vec<TcpStream>> {
+    let head = command::with_length(command::EXCHANGE, message as u64);
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        let mut stream = TcpStream::connect(world.running.listen).await?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&head).await?;
+        streams.push(stream);
+    }
+    Ok(streams)
+}
+
+/// On all connections at once, each waiting for its answer before it asks again.
+pub(super) async fn all(
+    streams: Vec<TcpStream>,
+    message: usize,
+    round_trips: u64,
+) -> io::Result<Vec<TcpStream>> {
     let mut tasks = JoinSet::new();
     for mut stream in streams {
         tasks.spawn(async move {
-            let message = [command::ECHO; MESSAGE];
-            let mut answer = [0; MESSAGE];
+            let mut bytes = vec![0xa5; message];
             for _ in 0..round_trips {
-                stream.write_all(&message).await?;
-                stream.read_exact(&mut answer).await?;
+                stream.write_all(&bytes).await?;
+                stream.read_exact(&mut bytes).await?;
             }
             Ok::<_, io::Error>(stream)
         });
