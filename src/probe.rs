@@ -176,7 +176,7 @@ async fn listen(
         let wire = &mut buffer[..session.room() + filled];
         session
             .open(wire, &mut pieces)
-            .map_err(|error| broke(Break::Tls(error)))?;
+            .map_err(|error| broke(Break::Tls(Box::new(error))))?;
         if !pieces.is_empty() {
             return Ok("the server sent data");
         } else if session.peer_closed() {

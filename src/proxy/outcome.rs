@@ -121,7 +121,7 @@ pub(crate) fn relay_broke(broken: Break, transfer: &Transfer, identity: &Present
         // A TLS 1.3 server judges our certificate after the handshake is over for us. Until it
         // has sent data of its own, its alert is part of the handshake.
         Break::Tls(error) => {
-            let late = matches!(error, TlsError::AlertReceived(_)) && !transfer.answered;
+            let late = matches!(*error, TlsError::AlertReceived(_)) && !transfer.answered;
             let phase = if late { Phase::Handshake } else { Phase::Relay };
             tls_failed(phase, &error, None, true, identity).unwrap_or_else(|| {
                 Failure::new(
@@ -349,7 +349,11 @@ mod tests {
 
     #[test]
     fn an_alert_before_the_first_byte_is_the_handshakes_and_after_it_the_relays() {
-        let alert = || Break::Tls(TlsError::AlertReceived(AlertDescription::UnknownCA));
+        let alert = || {
+            Break::Tls(Box::new(TlsError::AlertReceived(
+                AlertDescription::UnknownCA,
+            )))
+        };
         let silent = Transfer::default();
         let failure = relay_broke(alert(), &silent, &certificate());
         assert_eq!(failure.phase, Phase::Handshake);

@@ -57,7 +57,8 @@ pub(crate) enum Break {
     /// The upstream's stream ended without `close_notify`.
     Truncated,
     /// The upstream sent a fatal alert, or something that is not valid TLS.
-    Tls(rustls::Error),
+    /// In a box: each idle connection has room for a break.
+    Tls(Box<rustls::Error>),
     /// The session can seal no more of what the caller sends.
     KeysExhausted,
     Idle,
@@ -266,7 +267,7 @@ where
         self.transfer.answered |= some;
         self.answered_after_close |= some && !matches!(self.up, Up::Open);
         match result {
-            Err(error) => self.down = Down::Ending(Err(Break::Tls(error))),
+            Err(error) => self.down = Down::Ending(Err(Break::Tls(Box::new(error)))),
             Ok(()) if self.session.peer_closed() => self.down = Down::Ending(Ok(())),
             Ok(()) => {}
         }
