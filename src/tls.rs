@@ -8,7 +8,7 @@ pub(crate) mod identity;
 pub(crate) mod names;
 mod pem;
 pub(crate) mod summary;
-mod tickets;
+pub(crate) mod tickets;
 pub(crate) mod trust;
 pub(crate) mod verifier;
 

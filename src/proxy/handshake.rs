@@ -15,6 +15,7 @@ use super::session::Established;
 use super::session::unbuffered::{drain, encode};
 use crate::failure::Explained;
 use crate::tls::client_config::Connector;
+use crate::tls::tickets::Provenance;
 use crate::tls::verifier;
 
 /// Read at once, at most. What follows the handshake in the same read has to be kept.
@@ -58,15 +59,17 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     connector: &Connector,
     server_name: ServerName<'static>,
 ) -> Result<Established, HandshakeError> {
-    let connection = connector
-        .connection(server_name)
-        .map_err(|error| HandshakeError::Tls {
-            error,
-            verdict: None,
-            server_accepted: false,
-        })?;
+    let (connection, provenance) =
+        connector
+            .connection(server_name)
+            .map_err(|error| HandshakeError::Tls {
+                error,
+                verdict: None,
+                server_accepted: false,
+            })?;
     let mut shaking = Shaking {
         connection,
+        provenance,
         begun: false,
         incoming: Vec::new(),
         early: Vec::new(),
@@ -81,6 +84,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     }
     Ok(Established {
         connection: shaking.connection,
+        provenance: shaking.provenance,
         rest: shaking.incoming,
         early: shaking.early,
         rustls_records: connector.rustls_records(),
@@ -90,6 +94,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
 /// A handshake on its way.
 struct Shaking {
     connection: UnbufferedClientConnection,
+    provenance: Provenance,
     /// The server has said something, and it looked like TLS.
     begun: bool,
     /// Received, and not used up: an incomplete message; in the end, what follows the handshake.
@@ -177,6 +182,13 @@ impl Shaking {
     /// Lets rustls have what came and say what it has to say; returns how much it has used up. It
     /// stops as soon as the handshake is over: what follows is not its business.
     fn advance(&mut self, wire: &mut [u8]) -> Result<usize, HandshakeError> {
+        let mut provenance = self.provenance;
+        let advanced = provenance.within(|| self.advance_within(wire));
+        self.provenance = provenance;
+        advanced
+    }
+
+    fn advance_within(&mut self, wire: &mut [u8]) -> Result<usize, HandshakeError> {
         let mut at = 0;
         loop {
             let UnbufferedStatus { discard, state } =

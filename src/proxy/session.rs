@@ -9,6 +9,7 @@ use rustls::{Error, ProtocolVersion};
 use self::records::Records;
 use self::unbuffered::Unbuffered;
 use super::scratch::Pieces;
+use crate::tls::tickets::Provenance;
 
 mod records;
 pub(super) mod unbuffered;
@@ -60,6 +61,7 @@ pub(crate) struct KeysExhausted;
 /// What a finished handshake leaves behind.
 pub(crate) struct Established {
     pub(super) connection: UnbufferedClientConnection,
+    pub(super) provenance: Provenance,
     /// Received after the handshake's last message, and not looked at.
     pub(super) rest: Vec<u8>,
     /// Received with it, and opened already.
@@ -81,18 +83,19 @@ impl Established {
     pub(crate) fn into_session(self) -> Result<Engine, Error> {
         let Self {
             connection,
+            provenance,
             rest,
             early,
             rustls_records,
         } = self;
         if rustls_records || connection.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
             return Ok(Engine::Unbuffered(Box::new(Unbuffered::new(
-                connection, rest, early,
+                connection, provenance, rest, early,
             ))));
         }
         debug_assert!(early.is_empty(), "TLS 1.3 stops at its Finished");
         let (secrets, connection) = connection.dangerous_into_kernel_connection()?;
-        let session = Records::new(secrets, connection, rest)?;
+        let session = Records::new(secrets, connection, provenance, rest)?;
         Ok(Engine::Records(Box::new(session)))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use rustls::client::{ResolvesClientCert, Resumption, UnbufferedClientConnection};
+use rustls::client::{
+    ClientSessionStore, ResolvesClientCert, Resumption, UnbufferedClientConnection,
+};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use rustls::{
@@ -12,7 +14,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::identity::Identity;
-use super::tickets::{ConnectionTickets, Tickets};
+use super::tickets::{Provenance, Tickets};
 use super::trust::Trust;
 use super::verifier::{Verifier, record_failure};
 use crate::config::{
@@ -23,7 +25,7 @@ use crate::failure::{Explained, Reason};
 /// Makes the connections of one service, identity generation and trust generation.
 #[derive(Debug)]
 pub(crate) struct Connector {
-    /// Resumes nothing by itself: see `connection`.
+    /// With `tickets` as its session store.
     config: Arc<ClientConfig>,
     /// `None` where the policy wants no resumption.
     tickets: Option<Arc<Tickets>>,
@@ -31,37 +33,37 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// A connection that has said nothing yet. It sees the sessions through a store of its own,
-    /// which knows since when the server of those that it adds is verified.
+    /// A connection that has made its hello, and where its sessions come from: whatever rustls
+    /// does for it from now on is to be done within that.
     ///
     /// # Errors
     /// As [`UnbufferedClientConnection::new`].
     pub(crate) fn connection(
         &self,
         server_name: ServerName<'static>,
-    ) -> Result<UnbufferedClientConnection, rustls::Error> {
-        UnbufferedClientConnection::new(self.config(), server_name)
+    ) -> Result<(UnbufferedClientConnection, Provenance), rustls::Error> {
+        self.begin(|config| UnbufferedClientConnection::new(config, server_name))
     }
 
-    /// The same over rustls' own buffers, for tests.
+    /// The same over rustls' own buffers, for tests and fuzzers.
     ///
     /// # Errors
     /// As [`rustls::ClientConnection::new`].
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn buffered(
         &self,
         server_name: ServerName<'static>,
-    ) -> Result<rustls::ClientConnection, rustls::Error> {
-        rustls::ClientConnection::new(self.config(), server_name)
+    ) -> Result<(rustls::ClientConnection, Provenance), rustls::Error> {
+        self.begin(|config| rustls::ClientConnection::new(config, server_name))
     }
 
-    fn config(&self) -> Arc<ClientConfig> {
-        let Some(tickets) = &self.tickets else {
-            return Arc::clone(&self.config);
-        };
-        let mut config = ClientConfig::clone(&self.config);
-        config.resumption = Resumption::store(Arc::new(ConnectionTickets::new(tickets)));
-        Arc::new(config)
+    fn begin<T>(
+        &self,
+        connection: impl FnOnce(Arc<ClientConfig>) -> Result<T, rustls::Error>,
+    ) -> Result<(T, Provenance), rustls::Error> {
+        let mut provenance = Provenance::now(self.tickets.as_deref());
+        let connection = provenance.within(|| connection(Arc::clone(&self.config)))?;
+        Ok((connection, provenance))
     }
 
     /// Whether rustls is to keep the records of TLS 1.3 too.
@@ -89,8 +91,10 @@ impl Connector {
     /// The same with the sessions of this store.
     #[cfg(test)]
     pub(super) fn with_tickets(&self, tickets: Option<Arc<Tickets>>) -> Arc<Self> {
+        let mut config = ClientConfig::clone(&self.config);
+        config.resumption = resumption(tickets.as_ref());
         Arc::new(Self {
-            config: Arc::clone(&self.config),
+            config: Arc::new(config),
             tickets,
             records: self.records,
         })
@@ -131,7 +135,8 @@ pub(crate) fn client_config(
     };
     config.alpn_protocols = policy.alpn.iter().map(|name| name.clone().into()).collect();
     config.enable_sni = policy.sni;
-    config.resumption = Resumption::disabled();
+    let tickets = policy.resumption.then(|| Arc::new(Tickets::new()));
+    config.resumption = resumption(tickets.as_ref());
     config.enable_early_data = false;
     // The record layer of TLS 1.3 takes the keys over: see proxy/session/records.rs.
     config.enable_secret_extraction = policy.record_layer == RecordLayer::Own;
@@ -140,9 +145,16 @@ pub(crate) fn client_config(
     config.max_fragment_size = None;
     Ok(Arc::new(Connector {
         config: Arc::new(config),
-        tickets: policy.resumption.then(|| Arc::new(Tickets::new())),
+        tickets,
         records: policy.record_layer,
     }))
+}
+
+fn resumption(tickets: Option<&Arc<Tickets>>) -> Resumption {
+    match tickets {
+        Some(tickets) => Resumption::store(Arc::clone(tickets) as Arc<dyn ClientSessionStore>),
+        None => Resumption::disabled(),
+    }
 }
 
 /// What is dangerous about a policy towards servers that `ca` vouches for: to be said at every

@@ -360,7 +360,7 @@ pub(crate) fn handshake_with(
     name: &str,
 ) -> Result<Established, Box<Broken>> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let mut client = client.buffered(name).unwrap();
+    let (mut client, mut provenance) = client.buffered(name).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     loop {
         let (mut up, mut down) = (Vec::new(), Vec::new());
@@ -371,7 +371,7 @@ pub(crate) fn handshake_with(
         while server.wants_write() {
             server.write_tls(&mut down).unwrap();
         }
-        let client_error = feed_client(&mut client, &down);
+        let client_error = provenance.within(|| feed_client(&mut client, &down));
         if client_error.is_some() || server_error.is_some() {
             let why = take_failure();
             let mut alert = Vec::new();

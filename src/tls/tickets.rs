@@ -2,10 +2,11 @@
 //! one trust generation. Never shared, so that no session outlives the certificate or the CAs
 //! under which it began.
 //!
-//! Each connection has a store of its own over it, because rustls does not say from which
-//! connection a session comes, and one that was resumed gets new tickets in turn: were their age
-//! counted from their arrival, a server that is never idle for [`MAX_AGE`] would be verified once
-//! and never again.
+//! rustls does not say from which connection a session comes, and one that was resumed gets new
+//! tickets in turn: were their age counted from their arrival, a server that is never idle for
+//! [`MAX_AGE`] would be verified once and never again. So whoever lets rustls work for a connection
+//! does so within the connection's [`Provenance`], which the store finds on its thread. Outside of
+//! one it neither gives nor takes: forgetting it costs a full handshake, and nothing else.
 //!
 //! rustls' own store keeps 8 tickets of each name; a server hands out one or two per connection,
 //! so that of a burst of new connections at most 8 could resume.
@@ -15,9 +16,10 @@
 //! too: each resumed connection takes one and brings at least one, and each that found none brings
 //! one to the stock, which so grows to the number of connections that are opened at a time.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls::NamedGroup;
@@ -115,66 +117,81 @@ impl Tickets {
     }
 }
 
-/// The store as one connection sees it.
-#[derive(Debug)]
-pub(super) struct ConnectionTickets {
-    tickets: Arc<Tickets>,
+/// Since when the server at the other end of a connection is verified: what its sessions are aged
+/// by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Provenance {
     began: Instant,
     /// When the full handshake was that the session comes from that was given. Whether the server
     /// took the session is not known here; if it did not, its new sessions end too early, not too late.
-    given: OnceLock<Instant>,
+    given: Option<Instant>,
 }
 
-impl ConnectionTickets {
-    /// For a connection that begins now.
-    pub(super) fn new(tickets: &Arc<Tickets>) -> Self {
+thread_local! {
+    static AT_WORK: Cell<Option<Provenance>> = const { Cell::new(None) };
+}
+
+impl Provenance {
+    /// Of a connection that begins now.
+    pub(super) fn now(tickets: Option<&Tickets>) -> Self {
         Self {
-            began: (tickets.clock)(),
-            tickets: Arc::clone(tickets),
-            given: OnceLock::new(),
+            began: tickets.map_or_else(Instant::now, |tickets| (tickets.clock)()),
+            given: None,
         }
     }
 
-    fn give<T>(&self, aged: Aged<T>) -> T {
-        self.given.get_or_init(|| aged.since);
-        aged.session
-    }
-
-    fn aged<T>(&self, session: T) -> Aged<T> {
-        Aged {
-            since: self.given.get().copied().unwrap_or(self.began),
-            session,
+    /// Does what may store or ask for the connection's sessions.
+    pub(crate) fn within<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let before = AT_WORK.replace(Some(*self));
+        let done = work();
+        if let Some(after) = AT_WORK.replace(before) {
+            *self = after;
         }
+        done
     }
 }
 
-impl ClientSessionStore for ConnectionTickets {
+impl Tickets {
+    fn give<T>(aged: Aged<T>) -> Option<T> {
+        let mut at_work = AT_WORK.get()?;
+        at_work.given.get_or_insert(aged.since);
+        AT_WORK.set(Some(at_work));
+        Some(aged.session)
+    }
+
+    fn aged<T>(session: T) -> Option<Aged<T>> {
+        let Provenance { began, given } = AT_WORK.get()?;
+        let since = given.unwrap_or(began);
+        Some(Aged { since, session })
+    }
+}
+
+impl ClientSessionStore for Tickets {
     fn set_kx_hint(&self, server_name: ServerName<'static>, group: NamedGroup) {
-        self.tickets
-            .write(server_name, |server| server.group = Some(group));
+        self.write(server_name, |server| server.group = Some(group));
     }
 
     fn kx_hint(&self, server_name: &ServerName<'_>) -> Option<NamedGroup> {
-        self.tickets.read(server_name, |server| server.group)
+        self.read(server_name, |server| server.group)
     }
 
     fn set_tls12_session(&self, server_name: ServerName<'static>, value: Tls12ClientSessionValue) {
-        let session = self.aged(value);
-        self.tickets
-            .write(server_name, |server| server.tls12 = Some(session));
+        if let Some(session) = Self::aged(value) {
+            self.write(server_name, |server| server.tls12 = Some(session));
+        }
     }
 
     fn tls12_session(&self, server_name: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
-        let fresh = self.tickets.fresh();
-        let session = self.tickets.read(server_name, |server| {
+        let fresh = self.fresh();
+        let session = self.read(server_name, |server| {
             server.tls12.take_if(|session| !fresh(session.since));
             server.tls12.clone()
         })?;
-        Some(self.give(session))
+        Self::give(session)
     }
 
     fn remove_tls12_session(&self, server_name: &ServerName<'static>) {
-        self.tickets.read(server_name, |server| server.tls12.take());
+        self.read(server_name, |server| server.tls12.take());
     }
 
     fn insert_tls13_ticket(
@@ -182,8 +199,10 @@ impl ClientSessionStore for ConnectionTickets {
         server_name: ServerName<'static>,
         value: Tls13ClientSessionValue,
     ) {
-        let ticket = self.aged(value);
-        self.tickets.write(server_name, |server| {
+        let Some(ticket) = Self::aged(value) else {
+            return;
+        };
+        self.write(server_name, |server| {
             if server.tls13.len() >= TICKETS_PER_NAME {
                 server.tls13.pop_front();
             }
@@ -195,13 +214,15 @@ impl ClientSessionStore for ConnectionTickets {
         &self,
         server_name: &ServerName<'static>,
     ) -> Option<Tls13ClientSessionValue> {
-        let fresh = self.tickets.fresh();
-        let ticket = self.tickets.read(server_name, |server| {
+        // Nobody to give it to: it would be lost.
+        AT_WORK.get()?;
+        let fresh = self.fresh();
+        let ticket = self.read(server_name, |server| {
             // Not in order of `since`: a resumed connection adds old ones.
             server.tls13.retain(|ticket| fresh(ticket.since));
             server.tls13.pop_back()
         })?;
-        Some(self.give(ticket))
+        Self::give(ticket)
     }
 }
 
@@ -250,13 +271,58 @@ mod tests {
         ServerName::try_from(name.to_owned()).unwrap()
     }
 
-    fn new_connection(store: &Arc<Tickets>) -> ConnectionTickets {
-        ConnectionTickets::new(store)
+    /// The store as a connection that begins now sees it.
+    struct Connection {
+        store: Arc<Tickets>,
+        provenance: Provenance,
+    }
+
+    fn new_connection(store: &Arc<Tickets>) -> Connection {
+        Connection {
+            store: Arc::clone(store),
+            provenance: Provenance::now(Some(store)),
+        }
+    }
+
+    impl Connection {
+        fn take(&mut self, server: &str) -> Option<Tls13ClientSessionValue> {
+            let take = || self.store.take_tls13_ticket(&name(server));
+            self.provenance.within(take)
+        }
+
+        fn insert(&mut self, server: &str, ticket: Tls13ClientSessionValue) {
+            let insert = || self.store.insert_tls13_ticket(name(server), ticket);
+            self.provenance.within(insert);
+        }
     }
 
     fn count(store: &Arc<Tickets>, server: &str) -> usize {
-        let store = new_connection(store);
-        std::iter::from_fn(|| store.take_tls13_ticket(&name(server))).count()
+        let mut connection = new_connection(store);
+        std::iter::from_fn(|| connection.take(server)).count()
+    }
+
+    #[test]
+    fn outside_of_a_connection_tickets_are_neither_given_nor_taken() {
+        let (store, _) = store();
+        fill(&store, &policy(), "one", 1);
+        assert!(store.take_tls13_ticket(&name("one")).is_none());
+        let ticket = new_connection(&store).take("one").unwrap();
+        store.insert_tls13_ticket(name("one"), ticket);
+        assert_eq!(count(&store, "one"), 0);
+    }
+
+    #[test]
+    fn connections_that_take_turns_on_a_thread_age_their_own_sessions() {
+        let (store, seconds) = store();
+        fill(&store, &policy(), "source", 2);
+        let mut outer = new_connection(&store);
+        seconds.store(60, Ordering::Relaxed);
+        let mut inner = new_connection(&store);
+        let young = inner.provenance;
+        outer.provenance.within(|| inner.take("source"));
+        assert_eq!(outer.provenance.given, None);
+        assert!(inner.provenance.given.is_some());
+        assert_ne!(inner.provenance.given, Some(young.began));
     }
 
     #[test]
@@ -273,16 +339,16 @@ mod tests {
     fn the_newest_ticket_is_given_first() {
         let (store, seconds) = store();
         fill(&store, &policy(), "source", 2);
-        let ticket = || new_connection(&store).take_tls13_ticket(&name("source"));
+        let ticket = || new_connection(&store).take("source");
         let (first, second) = (ticket().unwrap(), ticket().unwrap());
-        let old = new_connection(&store);
+        let mut old = new_connection(&store);
         seconds.store(60, Ordering::Relaxed);
-        let young = new_connection(&store);
-        old.insert_tls13_ticket(name("one"), first);
-        young.insert_tls13_ticket(name("one"), second);
-        let third = new_connection(&store);
-        assert!(third.take_tls13_ticket(&name("one")).is_some());
-        assert_eq!(third.given.get(), Some(&young.began));
+        let mut young = new_connection(&store);
+        old.insert("one", first);
+        young.insert("one", second);
+        let mut third = new_connection(&store);
+        assert!(third.take("one").is_some());
+        assert_eq!(third.provenance.given, Some(young.provenance.began));
     }
 
     #[test]
@@ -294,9 +360,12 @@ mod tests {
                 ..policy()
             };
             let given = |store: &Arc<Tickets>| {
-                let store = new_connection(store);
-                store.take_tls13_ticket(&name("one")).is_some()
-                    || store.tls12_session(&name("one")).is_some()
+                let mut connection = new_connection(store);
+                connection.take("one").is_some()
+                    || connection
+                        .provenance
+                        .within(|| store.tls12_session(&name("one")))
+                        .is_some()
             };
             let (store, seconds) = store();
             fill(&store, &policy, "one", 2);
@@ -370,23 +439,22 @@ mod tests {
     #[test]
     fn a_ticket_that_comes_late_on_an_old_connection_is_not_younger_than_that() {
         let (store, seconds) = store();
-        let old = new_connection(&store);
+        let mut old = new_connection(&store);
         fill(&store, &policy(), "one", 1);
-        let ticket = new_connection(&store).take_tls13_ticket(&name("one"));
+        let ticket = new_connection(&store).take("one");
         seconds.store(3_301, Ordering::Relaxed);
-        old.insert_tls13_ticket(name("one"), ticket.unwrap());
+        old.insert("one", ticket.unwrap());
         assert_eq!(count(&store, "one"), 0);
     }
 
     #[test]
     fn the_name_that_was_added_first_goes_when_there_are_too_many() {
         let (store, _) = store();
-        let connection = new_connection(&store);
         for number in 0..=NAMES {
-            connection.set_kx_hint(name(&format!("host{number}")), NamedGroup::X25519);
+            store.set_kx_hint(name(&format!("host{number}")), NamedGroup::X25519);
         }
-        assert_eq!(connection.kx_hint(&name("host0")), None);
-        assert_eq!(connection.kx_hint(&name("host1")), Some(NamedGroup::X25519));
+        assert_eq!(store.kx_hint(&name("host0")), None);
+        assert_eq!(store.kx_hint(&name("host1")), Some(NamedGroup::X25519));
         assert_eq!(store.servers().len(), NAMES);
     }
 

@@ -27,6 +27,7 @@ use rustls::{
 
 use super::{KeysExhausted, Session};
 use crate::proxy::scratch::Pieces;
+use crate::tls::tickets::Provenance;
 
 /// Content type, legacy version and length.
 const HEADER: usize = 5;
@@ -59,6 +60,8 @@ const SLICES: usize = 32;
 /// An established session of TLS 1.3.
 pub(crate) struct Records {
     connection: KernelConnection<ClientConnectionData>,
+    /// Of the tickets that come.
+    provenance: Provenance,
     sealer: Sealer,
     opener: Opener,
     /// The beginning of a record whose end has not come.
@@ -87,6 +90,7 @@ impl Records {
     pub(super) fn new(
         secrets: ExtractedSecrets,
         connection: KernelConnection<ClientConnectionData>,
+        provenance: Provenance,
         partial: Vec<u8>,
     ) -> Result<Self, Error> {
         let suite = tls13(&connection)?;
@@ -101,6 +105,7 @@ impl Records {
             sealer: Sealer::new(suite, seal)?,
             opener: Opener::new(suite, opened, open)?,
             connection,
+            provenance,
             partial,
             message: Vec::new(),
             queue: Queue::default(),
@@ -188,7 +193,8 @@ impl Records {
             };
             match HandshakeType::from(*kind) {
                 HandshakeType::NewSessionTicket => {
-                    self.connection.handle_new_session_ticket(body)?;
+                    self.provenance
+                        .within(|| self.connection.handle_new_session_ticket(body))?;
                     self.tickets = self.tickets.saturating_add(1);
                 }
                 HandshakeType::KeyUpdate if after.is_empty() => self.take_key_update(body)?,

@@ -13,6 +13,7 @@ use rustls::{Error, SupportedCipherSuite};
 
 use super::{KeysExhausted, Session};
 use crate::proxy::scratch::{HEADROOM, Pieces};
+use crate::tls::tickets::Provenance;
 
 /// The largest plaintext of a record (RFC 8446 section 5.1), into which rustls cuts what it seals.
 const RECORD: usize = 16 * 1024;
@@ -31,6 +32,8 @@ const OTHER_RECORDS: u64 = 8;
 /// An established session of any TLS version.
 pub(crate) struct Unbuffered {
     connection: UnbufferedClientConnection,
+    /// Of the tickets that come.
+    provenance: Provenance,
     /// Bytes that rustls has seen and needs again: an incomplete record or handshake message.
     partial: Vec<u8>,
     /// What came with the handshake's last flight.
@@ -50,6 +53,7 @@ impl Unbuffered {
     /// already (`early`) and not yet (`partial`).
     pub(super) fn new(
         connection: UnbufferedClientConnection,
+        provenance: Provenance,
         partial: Vec<u8>,
         early: Vec<u8>,
     ) -> Self {
@@ -59,6 +63,7 @@ impl Unbuffered {
         };
         Self {
             connection,
+            provenance,
             partial,
             early,
             peer_closed: false,
@@ -120,7 +125,9 @@ impl Session for Unbuffered {
         let mut at = ROOM;
         let result = loop {
             let (done, rest) = wire.split_at_mut(at);
-            let UnbufferedStatus { discard, state } = self.connection.process_tls_records(rest);
+            let UnbufferedStatus { discard, state } = self
+                .provenance
+                .within(|| self.connection.process_tls_records(rest));
             match state {
                 Err(error) => break Err(error),
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
