@@ -10,7 +10,7 @@ use self::records::Records;
 use self::unbuffered::Unbuffered;
 use super::scratch::Pieces;
 
-mod records;
+pub(crate) mod records;
 pub(super) mod unbuffered;
 
 /// An established TLS session with the upstream.

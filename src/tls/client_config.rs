@@ -43,11 +43,11 @@ impl Connector {
         UnbufferedClientConnection::new(self.config(), server_name)
     }
 
-    /// The same over rustls' own buffers, for tests.
+    /// The same over rustls' own buffers, for tests and fuzzers.
     ///
     /// # Errors
     /// As [`rustls::ClientConnection::new`].
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn buffered(
         &self,
         server_name: ServerName<'static>,

@@ -7,7 +7,8 @@
 //! means ill. Records are opened where they were read to, and many go out in one write: that is
 //! what makes it worth having beside rustls' own record layer.
 //!
-//! No I/O, no clock. Errors are those of rustls, and their alerts are those of RFC 8446.
+//! No I/O, no clock. Errors are those of rustls, and their alerts are those of RFC 8446: where
+//! the two differ is told in `records/differential.rs`, which holds this against rustls.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -591,5 +592,11 @@ fn key_and_iv(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error>
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod differential;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod peer;
+#[cfg(test)]
+pub(crate) mod plans;
 #[cfg(test)]
 mod tests;

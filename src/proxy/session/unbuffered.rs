@@ -266,3 +266,6 @@ fn grow(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
