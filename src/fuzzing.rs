@@ -28,6 +28,8 @@ use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::handshake::handshake;
 use crate::proxy::scratch::{HEADROOM, Pieces};
+use crate::proxy::session::records::differential::Plan;
+use crate::proxy::session::records::peer::server_of;
 use crate::proxy::session::{Engine, Session as _};
 use crate::tls::client_config::{Connector, client_config};
 use crate::tls::identity::Identity;
@@ -130,6 +132,20 @@ pub fn upstream_bytes(bytes: &[u8]) {
         Some((first, rest)) if first % 2 == 0 => in_the_handshake(rest, *first),
         Some((first, rest)) => after_the_handshake(rest, first & 2 != 0),
     }
+}
+
+/// What a server says after the handshake and how it is cut apart, as a plan of records that it
+/// seals itself (`Plan::read` is the grammar).
+///
+/// # Panics
+/// If our record layer makes something else of it than rustls'.
+pub fn records_as_rustls(bytes: &[u8]) {
+    let material = &*MATERIAL;
+    Plan::read(bytes).compare(
+        &material.client_without_sessions,
+        &material.server_by_hand,
+        &material.server_name,
+    );
 }
 
 fn in_the_handshake(bytes: &[u8], pace: u8) {
@@ -280,7 +296,11 @@ struct Material {
     client: Arc<Connector>,
     /// With `record_layer = "rustls"`.
     client_of_rustls: Arc<Connector>,
+    /// It takes tickets of any size, and offers none: plans do not depend on each other.
+    client_without_sessions: Arc<Connector>,
     server: Arc<ServerConfig>,
+    /// The same, and its records are made by hand.
+    server_by_hand: Arc<ServerConfig>,
 }
 
 impl Material {
@@ -333,12 +353,19 @@ impl Material {
             record_layer: RecordLayer::Rustls,
             ..policy()
         };
+        let without_sessions = TlsPolicy {
+            resumption: false,
+            ..policy()
+        };
+        let server = server_config(ca.der(), server.der(), &server_key, &provider)?;
         Ok(Self {
             secrets: [&key, &other_key]
                 .iter()
                 .flat_map(|key| lines_of(&key.serialize_pem()))
                 .collect(),
-            server: server_config(ca.der(), server.der(), &server_key, &provider)?,
+            client_without_sessions: client(without_sessions).map_err(words)?,
+            server_by_hand: server_of(&server),
+            server,
             client: client(policy()).map_err(words)?,
             client_of_rustls: client(client_of_rustls).map_err(words)?,
             provider,
@@ -490,6 +517,9 @@ mod tests {
     /// Changes to each seed. Together with the seeds this takes a second or two unoptimised.
     const CHANGES: usize = 64;
 
+    /// The same where two handshakes come before each.
+    const FEW_CHANGES: usize = 16;
+
     /// The seeds of a target, each with its name.
     #[expect(clippy::disallowed_methods, reason = "a test reads its corpus")]
     fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
@@ -540,7 +570,7 @@ mod tests {
         }
     }
 
-    fn walk(target: &str, door: fn(&[u8])) {
+    fn walk(target: &str, changes: usize, door: fn(&[u8])) {
         let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
         for (name, seed) in corpus(target) {
             let walk = |bytes: &[u8]| {
@@ -552,7 +582,7 @@ mod tests {
                 );
             };
             walk(&seed);
-            for _ in 0..CHANGES {
+            for _ in 0..changes {
                 walk(&numbers.change(&seed));
             }
         }
@@ -560,17 +590,22 @@ mod tests {
 
     #[test]
     fn no_configuration_text_makes_the_parser_panic() {
-        walk("config", config);
+        walk("config", CHANGES, config);
     }
 
     #[test]
     fn no_certificate_or_key_file_makes_the_parser_panic_or_quote_a_key() {
-        walk("pem", pem);
+        walk("pem", CHANGES, pem);
     }
 
     #[test]
     fn nothing_an_upstream_sends_makes_the_session_panic_or_invent_data() {
-        walk("records", upstream_bytes);
+        walk("records", CHANGES, upstream_bytes);
+    }
+
+    #[test]
+    fn no_plan_of_records_tells_our_record_layer_from_that_of_rustls() {
+        walk("differential", FEW_CHANGES, records_as_rustls);
     }
 
     /// Otherwise the walks above would only ever see refusals.

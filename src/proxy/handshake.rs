@@ -73,6 +73,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         begun: false,
         incoming: Vec::new(),
         early: Vec::new(),
+        peer_closed: false,
         outgoing: Vec::new(),
         written: 0,
     };
@@ -87,6 +88,7 @@ pub(crate) async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         provenance: shaking.provenance,
         rest: shaking.incoming,
         early: shaking.early,
+        peer_closed: shaking.peer_closed,
         rustls_records: connector.rustls_records(),
     })
 }
@@ -101,6 +103,8 @@ struct Shaking {
     incoming: Vec<u8>,
     /// Application data that was opened with the last flight (TLS 1.2).
     early: Vec<u8>,
+    /// `close_notify` came with it: rustls says so once (TLS 1.2).
+    peer_closed: bool,
     outgoing: Vec<u8>,
     /// Bytes of `outgoing` that are out.
     written: usize,
@@ -213,6 +217,10 @@ impl Shaking {
                         self.early.extend_from_slice(record.payload);
                     }
                     true
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.peer_closed = true;
+                    false
                 }
                 Ok(_) => false,
             };

@@ -11,7 +11,7 @@ use self::unbuffered::Unbuffered;
 use super::scratch::Pieces;
 use crate::tls::tickets::Provenance;
 
-mod records;
+pub(crate) mod records;
 pub(super) mod unbuffered;
 
 /// An established TLS session with the upstream.
@@ -28,7 +28,7 @@ pub(crate) trait Session {
     ///
     /// # Errors
     /// The peer broke the protocol or sent a fatal alert; ours, if one is due, is queued. Nothing
-    /// is opened or sealed after that.
+    /// is opened or sealed after that: the error stays.
     fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), Error>;
 
     /// The peer has said `close_notify`: no plaintext will follow.
@@ -37,7 +37,8 @@ pub(crate) trait Session {
     /// Seals `plain` and queues the records.
     ///
     /// # Errors
-    /// Not all of it is queued; the session cannot go on.
+    /// Not all of it is queued, and nothing more will be: the keys are worn out, or the session
+    /// has failed or was closed.
     fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted>;
 
     /// Queues `close_notify`. Nothing is sealed after it.
@@ -66,6 +67,8 @@ pub(crate) struct Established {
     pub(super) rest: Vec<u8>,
     /// Received with it, and opened already.
     pub(super) early: Vec<u8>,
+    /// The server's `close_notify` came with it too (TLS 1.2).
+    pub(super) peer_closed: bool,
     /// rustls is to keep the records too.
     pub(super) rustls_records: bool,
 }
@@ -86,11 +89,16 @@ impl Established {
             provenance,
             rest,
             early,
+            peer_closed,
             rustls_records,
         } = self;
         if rustls_records || connection.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
             return Ok(Engine::Unbuffered(Box::new(Unbuffered::new(
-                connection, provenance, rest, early,
+                connection,
+                provenance,
+                rest,
+                early,
+                peer_closed,
             ))));
         }
         debug_assert!(early.is_empty(), "TLS 1.3 stops at its Finished");

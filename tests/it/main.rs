@@ -2,7 +2,7 @@
 //! a module per behaviour. Each test's name is a claim of the contract with users.
 //!
 //! Needed beside Rust, on Debian: `nginx openssl redis-server redis-tools nghttp2-server
-//! iproute2 util-linux`. A missing program fails the test that needs it.
+//! gnutls-bin golang-go default-jdk-headless iproute2 util-linux`. A missing program fails the test that needs it.
 //!
 //! `TLSWARD_TEST_BULK_GIB` scales the bulk transfers (default 1).
 #![expect(
@@ -17,6 +17,7 @@ mod drain;
 mod failures;
 mod half_close;
 mod handshakes;
+mod interop;
 mod kit;
 mod limits;
 mod mtls;

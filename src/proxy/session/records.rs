@@ -7,7 +7,8 @@
 //! means ill. Records are opened where they were read to, and many go out in one write: that is
 //! what makes it worth having beside rustls' own record layer.
 //!
-//! No I/O, no clock. Every error is one that rustls would have given, and its alert is queued.
+//! No I/O, no clock. Errors are those of rustls, and their alerts are those of RFC 8446: where
+//! the two differ is told in `records/differential.rs`, which holds this against rustls.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -41,10 +42,17 @@ const MAX_SEALED: usize = MAX_PLAIN + 256;
 /// The longest handshake message that is taken: a ticket has at most 64 KiB.
 const MAX_MESSAGE: usize = 0xffff;
 
-/// Records in a row without a byte in them; as rustls.
+/// The longest ticket message that is kept. rustls would put one of 64 KiB into a ClientHello that
+/// cannot hold it, and write a wrong length; those of real servers are a tenth of this at most,
+/// the client's certificates included.
+const MAX_TICKET: usize = 1 << 14;
+
+/// Records of application data without a byte in them, until one with a byte comes. (rustls lets
+/// any other message reset the count, so that it has no end.)
 const MAX_EMPTY: u8 = 32;
 
-/// KeyUpdates without application data in between; as rustls and BoringSSL.
+/// KeyUpdates until application data comes; as rustls and BoringSSL, where empty records count as
+/// data.
 const MAX_KEY_UPDATES: u8 = 32;
 
 /// `user_canceled` alerts, which mean nothing in TLS 1.3 and which old Java versions send; as
@@ -70,8 +78,11 @@ pub(crate) struct Records {
     message: Vec<u8>,
     queue: Queue,
     peer_closed: bool,
-    /// A fatal alert was queued: nothing is sealed after it.
-    failed: bool,
+    /// What broke the session: nothing is opened after it. In a box: an idle session has no use
+    /// for the room.
+    failure: Option<Box<Error>>,
+    /// Our last alert was queued: nothing is sealed after it.
+    ended: bool,
     /// The peer asked for new keys of ours and has not got them yet.
     key_update_due: bool,
     empties: u8,
@@ -110,7 +121,8 @@ impl Records {
             message: Vec::new(),
             queue: Queue::default(),
             peer_closed: false,
-            failed: false,
+            failure: None,
+            ended: false,
             key_update_due: false,
             empties: 0,
             key_updates: 0,
@@ -155,15 +167,14 @@ impl Records {
             (self.empties, self.key_updates) = (0, 0);
             return Ok(());
         }
-        count(&mut self.empties, MAX_EMPTY)
-            .ok_or_else(|| PeerMisbehaved::TooManyEmptyFragments.into())
+        count(&mut self.empties, MAX_EMPTY).ok_or(PeerMisbehaved::TooManyEmptyFragments)?;
+        Ok(())
     }
 
     /// Part of a handshake message, or several of them (RFC 8446 section 5.1).
     fn take_handshake(&mut self, fragment: &[u8]) -> Result<(), Fatal> {
         if fragment.is_empty() {
-            let error = Error::InvalidMessage(InvalidMessage::InvalidEmptyPayload);
-            return Err(Fatal::new(AlertDescription::UnexpectedMessage, error));
+            return Err(empty());
         }
         if self.message.is_empty() {
             let rest = self.take_messages(fragment)?;
@@ -188,30 +199,30 @@ impl Records {
             if len > MAX_MESSAGE {
                 return Err(InvalidMessage::HandshakePayloadTooLarge.into());
             }
+            let kind = HandshakeType::from(*kind);
+            // None of the others is waited for.
+            let expected = [HandshakeType::NewSessionTicket, HandshakeType::KeyUpdate];
+            if !expected.contains(&kind) {
+                let error = Error::InappropriateHandshakeMessage {
+                    expect_types: expected.into(),
+                    got_type: kind,
+                };
+                return Err(Fatal::new(AlertDescription::UnexpectedMessage, error));
+            }
             let Some((body, after)) = rest.split_at_checked(len) else {
                 break;
             };
-            match HandshakeType::from(*kind) {
-                HandshakeType::NewSessionTicket => {
+            if kind == HandshakeType::NewSessionTicket {
+                if len <= MAX_TICKET {
                     self.provenance
                         .within(|| self.connection.handle_new_session_ticket(body))?;
-                    self.tickets = self.tickets.saturating_add(1);
                 }
-                HandshakeType::KeyUpdate if after.is_empty() => self.take_key_update(body)?,
+                self.tickets = self.tickets.saturating_add(1);
+            } else if after.is_empty() {
+                self.take_key_update(body)?;
+            } else {
                 // Bytes under the old key would become part of a message under the new one.
-                HandshakeType::KeyUpdate => {
-                    return Err(PeerMisbehaved::KeyEpochWithPendingFragment.into());
-                }
-                got_type => {
-                    let error = Error::InappropriateHandshakeMessage {
-                        expect_types: vec![
-                            HandshakeType::NewSessionTicket,
-                            HandshakeType::KeyUpdate,
-                        ],
-                        got_type,
-                    };
-                    return Err(Fatal::new(AlertDescription::UnexpectedMessage, error));
-                }
+                return Err(PeerMisbehaved::KeyEpochWithPendingFragment.into());
             }
             bytes = after;
         }
@@ -219,7 +230,7 @@ impl Records {
     }
 
     /// RFC 8446 section 4.6.3. Our own new keys, if they are asked for, come before the next data
-    /// that we send, however often they are asked for until then.
+    /// or end that we send, however often they are asked for until then.
     fn take_key_update(&mut self, body: &[u8]) -> Result<(), Fatal> {
         const NOT_REQUESTED: u8 = 0;
         const REQUESTED: u8 = 1;
@@ -244,8 +255,9 @@ impl Records {
     fn take_alert(&mut self, alert: &[u8]) -> Result<(), Fatal> {
         let description = match *alert {
             [_, description] => AlertDescription::from(description),
+            [] => return Err(empty()),
             // An alert has a record for itself (section 5.1).
-            [] | [_] => return Err(InvalidMessage::MessageTooShort.into()),
+            [_] => return Err(InvalidMessage::MessageTooShort.into()),
             _ => return Err(InvalidMessage::TrailingData("Alert").into()),
         };
         match description {
@@ -253,8 +265,11 @@ impl Records {
                 self.peer_closed = true;
                 Ok(())
             }
-            AlertDescription::UserCanceled => count(&mut self.warnings, MAX_WARNINGS)
-                .ok_or_else(|| PeerMisbehaved::TooManyWarningAlertsReceived.into()),
+            AlertDescription::UserCanceled => {
+                count(&mut self.warnings, MAX_WARNINGS)
+                    .ok_or(PeerMisbehaved::TooManyWarningAlertsReceived)?;
+                Ok(())
+            }
             description => Err(Fatal {
                 alert: None,
                 error: Error::AlertReceived(description),
@@ -291,9 +306,12 @@ impl Records {
         Ok(())
     }
 
+    /// Our last words, once.
     fn queue_alert(&mut self, level: u8, description: AlertDescription) {
-        // Alerts have records kept for them, and there is nobody left to tell.
-        let _ = self.queue(ContentType::Alert, &[level, description.into()]);
+        if !std::mem::replace(&mut self.ended, true) {
+            // Alerts have records kept for them, and there is nobody left to tell.
+            let _ = self.queue(ContentType::Alert, &[level, description.into()]);
+        }
     }
 }
 
@@ -303,6 +321,9 @@ impl Session for Records {
     }
 
     fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), Error> {
+        if let Some(error) = &self.failure {
+            return Err(Error::clone(error));
+        }
         let partial = std::mem::take(&mut self.partial);
         wire[..partial.len()].copy_from_slice(&partial);
         match self.open_whole(wire, pieces) {
@@ -315,7 +336,9 @@ impl Session for Records {
                 if let Some(alert) = alert {
                     self.queue_alert(FATAL, alert);
                 }
-                self.failed = true;
+                // An error of the peer's own making is not answered, and ends us all the same.
+                self.ended = true;
+                self.failure = Some(Box::new(error.clone()));
                 Err(error)
             }
         }
@@ -326,17 +349,23 @@ impl Session for Records {
     }
 
     fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted> {
-        if self.failed {
+        if self.ended {
             return Err(KeysExhausted);
         }
-        self.seal_data(plain).map_err(|_| KeysExhausted)
+        self.seal_data(plain).map_err(|_| {
+            self.ended = true;
+            KeysExhausted
+        })
     }
 
     fn close(&mut self) {
         const WARNING: u8 = 1;
-        if !self.failed {
-            self.queue_alert(WARNING, AlertDescription::CloseNotify);
+        // Java takes a close_notify in place of the new keys that it has asked for as an offence.
+        if self.key_update_due && !self.ended {
+            // Without new keys there is still an end.
+            let _ = self.renew_keys();
         }
+        self.queue_alert(WARNING, AlertDescription::CloseNotify);
     }
 
     fn wants_write(&self) -> bool {
@@ -350,18 +379,19 @@ impl Session for Records {
 
 /// A record's body, once all of it is there: what comes after the header that `wire` begins with.
 fn body(wire: &[u8]) -> Result<Option<Range<usize>>, Fatal> {
-    let [kind, major, _, high, low, rest @ ..] = wire else {
-        return Ok(None);
-    };
     // From the handshake on every record is sealed, and looks like application data (RFC 8446
-    // section 5.2). An alert in the clear may come from anybody.
-    let kind = ContentType::from(*kind);
-    if kind != ContentType::ApplicationData {
+    // section 5.2). An alert in the clear may come from anybody. What is not TLS is not waited for.
+    if let Some(kind) = wire.first().copied().map(ContentType::from)
+        && kind != ContentType::ApplicationData
+    {
         return Err(unexpected(kind));
     }
-    if *major != 3 {
+    if wire.get(1).is_some_and(|major| *major != 3) {
         return Err(InvalidMessage::UnknownProtocolVersion.into());
     }
+    let [_, _, _, high, low, rest @ ..] = wire else {
+        return Ok(None);
+    };
     let len = usize::from(u16::from_be_bytes([*high, *low]));
     if len > MAX_SEALED {
         let error = Error::PeerSentOversizedRecord;
@@ -401,6 +431,12 @@ fn unexpected(got_type: ContentType) -> Fatal {
     Fatal::new(AlertDescription::UnexpectedMessage, error)
 }
 
+/// Neither a handshake fragment nor an alert may be empty (RFC 8446 section 5.4).
+fn empty() -> Fatal {
+    let error = InvalidMessage::InvalidEmptyPayload.into();
+    Fatal::new(AlertDescription::UnexpectedMessage, error)
+}
+
 impl From<InvalidMessage> for Fatal {
     fn from(invalid: InvalidMessage) -> Self {
         Error::from(invalid).into()
@@ -418,7 +454,7 @@ impl From<Error> for Fatal {
         let alert = match &error {
             Error::DecryptError => AlertDescription::BadRecordMac,
             Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
-            Error::InvalidMessage(_) => AlertDescription::DecodeError,
+            Error::InvalidMessage(invalid) => (*invalid).into(),
             Error::PeerMisbehaved(_) => AlertDescription::UnexpectedMessage,
             // Nothing that a peer can bring about.
             _ => AlertDescription::InternalError,
@@ -446,12 +482,13 @@ impl Sealer {
         Ok(Self {
             cipher: suite.aead_alg.encrypter(key, iv),
             seq: 0,
-            limit: limit.saturating_sub(RESERVED).max(1),
+            limit,
         })
     }
 
+    /// What it can still seal is kept for a KeyUpdate and alerts.
     fn is_worn_out(&self) -> bool {
-        self.seq >= self.limit
+        self.seq.saturating_add(RESERVED) >= self.limit
     }
 
     /// A whole record with its header.
@@ -461,6 +498,10 @@ impl Sealer {
             version: ProtocolVersion::TLSv1_2,
             payload: OutboundChunks::Single(plain),
         };
+        // Not before it has been renewed, whatever the callers do.
+        if self.seq >= self.limit {
+            return Err(Error::EncryptError);
+        }
         let sealed = self.cipher.encrypt(message, self.seq)?;
         self.seq += 1;
         Ok(sealed.encode())
@@ -558,5 +599,11 @@ fn key_and_iv(secrets: ConnectionTrafficSecrets) -> Result<(AeadKey, Iv), Error>
     }
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod differential;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod peer;
+#[cfg(test)]
+pub(crate) mod plans;
 #[cfg(test)]
 mod tests;

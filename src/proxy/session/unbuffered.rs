@@ -9,7 +9,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
 };
-use rustls::{Error, SupportedCipherSuite};
+use rustls::{Error, InvalidMessage, SupportedCipherSuite};
 
 use super::{KeysExhausted, Session};
 use crate::proxy::scratch::{HEADROOM, Pieces};
@@ -39,6 +39,10 @@ pub(crate) struct Unbuffered {
     /// What came with the handshake's last flight.
     early: Vec<u8>,
     peer_closed: bool,
+    /// What broke the session: nothing is opened after it.
+    failure: Option<Error>,
+    /// Our last alert was queued: nothing is sealed after it.
+    ended: bool,
     /// Records on their way out, and how many of their bytes are out.
     queue: Vec<u8>,
     written: usize,
@@ -50,12 +54,14 @@ pub(crate) struct Unbuffered {
 
 impl Unbuffered {
     /// Takes over after the handshake, with what it had received beyond its own messages: opened
-    /// already (`early`) and not yet (`partial`).
+    /// already (`early`, at most one record, and whether `close_notify` was there) and not yet
+    /// (`partial`).
     pub(super) fn new(
         connection: UnbufferedClientConnection,
         provenance: Provenance,
         partial: Vec<u8>,
         early: Vec<u8>,
+        peer_closed: bool,
     ) -> Self {
         let limit = match connection.negotiated_cipher_suite() {
             Some(SupportedCipherSuite::Tls12(suite)) => suite.common.confidentiality_limit,
@@ -66,7 +72,9 @@ impl Unbuffered {
             provenance,
             partial,
             early,
-            peer_closed: false,
+            peer_closed,
+            failure: None,
+            ended: false,
             queue: Vec::new(),
             written: 0,
             records_left: limit.saturating_sub(OTHER_RECORDS),
@@ -117,6 +125,9 @@ impl Session for Unbuffered {
     }
 
     fn open(&mut self, wire: &mut [u8], pieces: &mut Pieces) -> Result<(), Error> {
+        if let Some(error) = &self.failure {
+            return Err(error.clone());
+        }
         let partial = std::mem::take(&mut self.partial);
         wire[ROOM..ROOM + partial.len()].copy_from_slice(&partial);
         let early = std::mem::take(&mut self.early);
@@ -155,21 +166,22 @@ impl Session for Unbuffered {
             at += discard;
         };
         pieces.push(wire, 0..opened);
-        if let Err(error) = result {
-            self.queue_alert();
-            return Err(error);
-        }
-        if self.peer_closed {
-            return Ok(());
-        }
-        let rest = &wire[at..];
-        if rest.len() > MAX_HELD_BACK {
-            return Err(Error::InvalidMessage(
-                rustls::InvalidMessage::HandshakePayloadTooLarge,
-            ));
-        }
-        self.partial = rest.to_vec();
-        Ok(())
+        let result = result.and_then(|()| {
+            if self.peer_closed {
+                return Ok(());
+            }
+            let rest = &wire[at..];
+            if rest.len() > MAX_HELD_BACK {
+                return Err(InvalidMessage::HandshakePayloadTooLarge.into());
+            }
+            self.partial = rest.to_vec();
+            Ok(())
+        });
+        result.inspect_err(|error| {
+            // The alert that rustls has ready.
+            drain(&mut self.connection, &mut [], &mut self.queue);
+            (self.failure, self.ended) = (Some(error.clone()), true);
+        })
     }
 
     fn peer_closed(&self) -> bool {
@@ -177,6 +189,9 @@ impl Session for Unbuffered {
     }
 
     fn seal(&mut self, plain: &[u8]) -> Result<(), KeysExhausted> {
+        if self.ended {
+            return Err(KeysExhausted);
+        }
         let records = plain.len().div_ceil(RECORD) as u64;
         self.records_left = self
             .records_left
@@ -186,8 +201,10 @@ impl Session for Unbuffered {
     }
 
     fn close(&mut self) {
-        // After a failure there is nothing to end in good order.
-        let _ = self.when_writing(|traffic, room| traffic.queue_close_notify(room));
+        if !std::mem::replace(&mut self.ended, true) {
+            // It fails for the reasons for which `open` has failed: nobody is left to tell.
+            let _ = self.when_writing(|traffic, room| traffic.queue_close_notify(room));
+        }
     }
 
     fn wants_write(&self) -> bool {
@@ -201,13 +218,6 @@ impl Session for Unbuffered {
             (self.queue, self.written) = (Vec::new(), 0);
         }
         Ok(n)
-    }
-}
-
-impl Unbuffered {
-    /// The alert that rustls has ready after an error.
-    fn queue_alert(&mut self) {
-        drain(&mut self.connection, &mut [], &mut self.queue);
     }
 }
 
@@ -263,3 +273,6 @@ fn grow(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

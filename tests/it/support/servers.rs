@@ -22,7 +22,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    async fn start(mut command: Command, address: SocketAddr, directory: TempDir) -> Self {
+    /// Waits until it listens on `address`.
+    pub(crate) async fn start(
+        mut command: Command,
+        address: SocketAddr,
+        directory: TempDir,
+    ) -> Self {
         let log = std::fs::File::create(directory.path().join("output")).unwrap();
         let child = command
             .stdin(Stdio::piped())
@@ -100,7 +105,7 @@ pub(crate) fn program(name: &str, debian_package: &str) -> Command {
 }
 
 /// The certificate, key and client CA as files in a directory of the server's own.
-fn files(present: &Issued, client_ca: &str) -> TempDir {
+pub(crate) fn files(present: &Issued, client_ca: &str) -> TempDir {
     let directory = tempfile::Builder::new()
         .prefix("tlsward-server-")
         .tempdir()
