@@ -81,16 +81,19 @@ impl Peer {
     }
 
     /// A KeyUpdate, and from the next record on the new key.
+    #[cfg(test)]
     pub(crate) fn key_update(&mut self, request: u8) -> Vec<u8> {
         let record = self.seal(HANDSHAKE, &message(KEY_UPDATE, &[request]), 0);
         self.renew_keys();
         record
     }
 
+    #[cfg(test)]
     pub(crate) fn alert(&mut self, level: u8, description: u8) -> Vec<u8> {
         self.seal(ALERT, &[level, description], 0)
     }
 
+    #[cfg(test)]
     pub(crate) fn close_notify(&mut self) -> Vec<u8> {
         self.alert(1, 0)
     }
