@@ -343,18 +343,19 @@ impl Desk {
         };
         let abort = self.shutdown.abort().clone();
         let metrics = Arc::clone(&route.metrics);
-        // In a box, so that it is held once: a future that is moved into another has room there
-        // twice.
-        let serving = Box::pin(connection::run(stream, address, route, dial, abort));
-        self.shutdown.connections().spawn(async move {
+        let serving = connection::run(stream, address, route, dial, abort);
+        let serving = AssertUnwindSafe(serving).catch_unwind().map(move |ended| {
             // One connection's bug ends one connection, and is counted. The panic hook has said
             // where it was.
-            if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+            if ended.is_err() {
                 let bug = Failure::new(Phase::Relay, Side::Local, Reason::Internal, "panic");
                 metrics.ended(Err(&bug), clock::unix_seconds());
             }
             drop((seat, slot, open));
         });
+        // In a box, and joined without async blocks, so that it is held once: a future that is moved
+        // into another has room there twice, and a task is made in steps of 128 bytes.
+        self.shutdown.connections().spawn(Box::pin(serving));
     }
 
     /// Says that accepting pauses, once for all acceptors that meet the same.

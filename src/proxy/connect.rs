@@ -40,8 +40,7 @@ pub(crate) struct Dial {
     pub(crate) resolver: Arc<Resolver>,
     /// `connect_timeout` counts from here.
     pub(crate) accepted: Instant,
-    /// Where the worker that dials counts it.
-    #[expect(dead_code, reason = "counts until it is dropped")]
+    /// Where the worker that dials counts it; to be given up then.
     pub(crate) dialling: Option<Dialling>,
 }
 
