@@ -87,6 +87,13 @@ impl Metrics {
         self.inner.prune();
     }
 
+    /// How many connections have ended so far, of all services that are known.
+    pub(crate) fn ended(&self) -> u64 {
+        let services = lock(&self.inner.services);
+        let ended = services.values().map(|entry| entry.metrics.traffic());
+        ended.map(|traffic| traffic.ended_ok + traffic.failed).sum()
+    }
+
     /// What a service's connections did; `None` if nobody has asked for its handles yet.
     pub(crate) fn traffic(&self, name: &str) -> Option<Traffic> {
         let name = ServiceName::parse(name).ok()?;

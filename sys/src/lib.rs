@@ -9,6 +9,10 @@ use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
+pub use self::heap::give_back_free_memory;
+
+mod heap;
+
 /// How many bytes of a socket's send queue the peer has not acknowledged yet (TCP), or not read
 /// yet (unix sockets). Linux `SIOCOUTQ`, tcp(7).
 ///
