@@ -150,6 +150,9 @@ fn classify(name: &str, error: &io::Error) -> ResolveError {
         "not known",
         "No address associated",
         "nodename nor servname",
+        // musl: EAI_NONAME and EAI_NODATA.
+        "Name does not resolve",
+        "Name has no usable address",
     ]
     .iter()
     .any(|phrase| text.contains(phrase));
