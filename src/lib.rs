@@ -21,6 +21,9 @@ mod clock;
 pub mod config;
 mod control;
 mod demo;
+#[cfg(feature = "drivers")]
+#[doc(hidden)]
+pub mod drivers;
 pub mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

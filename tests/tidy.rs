@@ -79,6 +79,7 @@ fn every_dependency_is_explained() {
         "Cargo.toml",
         "sys/Cargo.toml",
         "bench/Cargo.toml",
+        "guards/Cargo.toml",
         "fuzz/Cargo.toml",
     ] {
         named.extend(dependencies(&read(manifest)));
