@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::config::{Config, UncleanClose};
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::caller::Caller;
-use crate::proxy::handshake::handshake;
+use crate::proxy::handshake::{LastFlight, handshake};
 use crate::proxy::relay::{Limits, Relay};
 use crate::proxy::scratch;
 use crate::proxy::session::{Engine, Session as _};
@@ -96,7 +96,12 @@ impl Client {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let established = {
-            let handshake = pin!(handshake(stream, &self.connector, self.server_name.clone()));
+            let handshake = pin!(handshake(
+                stream,
+                &self.connector,
+                self.server_name.clone(),
+                LastFlight::Written
+            ));
             handshake.poll(&mut Context::from_waker(Waker::noop()))
         };
         match established {

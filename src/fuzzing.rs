@@ -26,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::config::{Config, RecordLayer, TlsPolicy};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
-use crate::proxy::handshake::handshake;
+use crate::proxy::handshake::{LastFlight, handshake};
 use crate::proxy::scratch::{HEADROOM, Pieces};
 use crate::proxy::session::records::differential::Plan;
 use crate::proxy::session::records::peer::server_of;
@@ -159,7 +159,12 @@ fn in_the_handshake(bytes: &[u8], pace: u8) {
     };
     let handshaken = {
         let name = MATERIAL.server_name.clone();
-        let handshake = pin!(handshake(&mut stream, &MATERIAL.client, name));
+        let handshake = pin!(handshake(
+            &mut stream,
+            &MATERIAL.client,
+            name,
+            LastFlight::Written
+        ));
         handshake.poll(&mut Context::from_waker(Waker::noop()))
     };
     match handshaken {
@@ -411,7 +416,12 @@ impl Material {
         };
         stream.server.set_buffer_limit(None);
         let established = {
-            let handshake = pin!(handshake(&mut stream, client, self.server_name.clone()));
+            let handshake = pin!(handshake(
+                &mut stream,
+                client,
+                self.server_name.clone(),
+                LastFlight::Written
+            ));
             handshake.poll(&mut Context::from_waker(Waker::noop()))
         };
         let Poll::Ready(Ok(established)) = established else {

@@ -168,6 +168,15 @@ async fn listen(
 ) -> Result<&'static str, Failure> {
     const READ: usize = 16 * 1024;
     let broke = |broken| outcome::relay_broke(broken, &Transfer::default(), &route.identity);
+    // Our last flight, which a relay would send with the first data.
+    let mut flight = Vec::new();
+    while session.wants_write() {
+        session
+            .write(&mut flight)
+            .map_err(|error| broke(Break::Upstream(error)))?;
+    }
+    // A server that takes no more may have said why before that.
+    let _ = stream.write_all(&flight).await;
     let mut buffer = vec![0; scratch::HEADROOM + READ];
     let mut pieces = Pieces::default();
     let mut filled = 0;

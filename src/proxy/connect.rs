@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::handshake::handshake;
+use super::handshake::{LastFlight, handshake};
 use super::outcome;
 use super::resolve::Resolver;
 use super::session::Established;
@@ -140,7 +140,7 @@ async fn attempt(
         }
     };
     let begun = Instant::now();
-    let session = handshake(&mut stream, &route.tls, name.clone())
+    let session = handshake(&mut stream, &route.tls, name.clone(), LastFlight::WithData)
         .await
         .map_err(|error| outcome::handshake_failed(error, &name, &route.identity))?;
     let resumed = session.facts().handshake_kind() == Some(rustls::HandshakeKind::Resumed);

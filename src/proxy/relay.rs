@@ -92,6 +92,8 @@ pub(crate) struct Relay<'io, C, U, S> {
     answered_after_close: bool,
     limits: Limits,
     timer: Timer,
+    /// The caller has been asked for data once.
+    begun: bool,
 }
 
 /// The way from caller to upstream.
@@ -143,6 +145,7 @@ where
             answered_after_close: false,
             limits,
             timer: Timer::default(),
+            begun: false,
         }
     }
 
@@ -312,11 +315,15 @@ where
     }
 
     fn step_up(&mut self, cx: &mut Context<'_>, scratch: &mut Scratch) -> Result<Step, Break> {
+        // The handshake's last flight goes out with what the caller has said meanwhile.
+        let with_flight = !std::mem::replace(&mut self.begun, true) && self.session.wants_write();
         // Also while this way is done: answers to KeyUpdate and alerts still go out.
-        match self.flush(cx) {
-            Poll::Pending => return Ok(Step::Blocked),
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Ok(self.upstream_refuses(error)),
+        if !with_flight {
+            match self.flush(cx) {
+                Poll::Pending => return Ok(Step::Blocked),
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Ok(self.upstream_refuses(error)),
+            }
         }
         match self.up {
             Up::Open => {}
@@ -332,6 +339,8 @@ where
         }
         let mut plain = ReadBuf::new(&mut scratch.plain);
         match Pin::new(&mut *self.caller).poll_read(cx, &mut plain) {
+            // A server that speaks first waits for it.
+            Poll::Pending if with_flight => Ok(Step::Moved),
             Poll::Pending => Ok(Step::Blocked),
             Poll::Ready(Err(error)) => Err(Break::Caller(error)),
             Poll::Ready(Ok(())) => {

@@ -67,6 +67,8 @@ pub(crate) struct Established {
     pub(super) rest: Vec<u8>,
     /// Received with it, and opened already.
     pub(super) early: Vec<u8>,
+    /// Our last flight, if it is not out yet.
+    pub(super) flight: Vec<u8>,
     /// The server's `close_notify` came with it too (TLS 1.2).
     pub(super) peer_closed: bool,
     /// rustls is to keep the records too.
@@ -89,6 +91,7 @@ impl Established {
             provenance,
             rest,
             early,
+            flight,
             peer_closed,
             rustls_records,
         } = self;
@@ -98,12 +101,13 @@ impl Established {
                 provenance,
                 rest,
                 early,
+                flight,
                 peer_closed,
             ))));
         }
         debug_assert!(early.is_empty(), "TLS 1.3 stops at its Finished");
         let (secrets, connection) = connection.dangerous_into_kernel_connection()?;
-        let session = Records::new(secrets, connection, provenance, rest)?;
+        let session = Records::new(secrets, connection, provenance, rest, flight)?;
         Ok(Engine::Records(Box::new(session)))
     }
 }

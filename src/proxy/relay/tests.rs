@@ -40,6 +40,8 @@ struct Scripted {
     reads: VecDeque<Read>,
     writes: VecDeque<Write>,
     written: Vec<u8>,
+    /// How often something was written.
+    taken: usize,
     bytes_read: usize,
     shut: bool,
     broken: bool,
@@ -109,6 +111,7 @@ impl AsyncWrite for Scripted {
             }
         };
         self.written.extend_from_slice(&bytes[..n]);
+        self.taken += 1;
         Poll::Ready(Ok(n))
     }
 
@@ -393,6 +396,33 @@ proptest! {
         prop_assert!(!whole.peer_closed, "close_notify would say that all is well");
         prop_assert!(sent_up.starts_with(&pieces.to_vec(&upstream.written)));
     }
+}
+
+/// One poll of a relay whose session still has the handshake's last flight to send.
+fn poll_with_a_flight(caller: &mut Scripted, upstream: &mut Scripted) {
+    let session = Plain {
+        queue: b"flight".into(),
+        ..Plain::default()
+    };
+    let mut relay = Relay::new(caller, upstream, session, LIMITS);
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    assert!(relay.poll(&mut context).is_pending());
+}
+
+#[test]
+fn the_handshakes_last_flight_and_the_callers_first_data_go_out_in_one_piece() {
+    let mut caller = Scripted::new([Read::Data(b"hello".into())], []);
+    let mut upstream = Scripted::default();
+    poll_with_a_flight(&mut caller, &mut upstream);
+    let expected = [b"flight".to_vec(), record(DATA, b"hello")].concat();
+    assert_eq!((upstream.written, upstream.taken), (expected, 1));
+}
+
+#[test]
+fn the_last_flight_goes_out_at_once_where_the_caller_says_nothing() {
+    let mut upstream = Scripted::default();
+    poll_with_a_flight(&mut Scripted::default(), &mut upstream);
+    assert_eq!(upstream.written, b"flight");
 }
 
 #[test]

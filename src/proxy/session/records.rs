@@ -93,7 +93,7 @@ pub(crate) struct Records {
 
 impl Records {
     /// Takes over from `connection` with the secrets that were extracted from it, at the record
-    /// that `partial` begins.
+    /// that `partial` begins. `flight` goes out before anything else.
     ///
     /// # Errors
     /// The session is not one of TLS 1.3, or has sealed records already: AES-GCM's keys count
@@ -103,6 +103,7 @@ impl Records {
         connection: KernelConnection<ClientConnectionData>,
         provenance: Provenance,
         partial: Vec<u8>,
+        flight: Vec<u8>,
     ) -> Result<Self, Error> {
         let suite = tls13(&connection)?;
         let ExtractedSecrets {
@@ -119,7 +120,7 @@ impl Records {
             provenance,
             partial,
             message: Vec::new(),
-            queue: Queue::default(),
+            queue: Queue::beginning_with(flight),
             peer_closed: false,
             failure: None,
             ended: false,
@@ -557,6 +558,14 @@ struct Queue {
 }
 
 impl Queue {
+    fn beginning_with(bytes: Vec<u8>) -> Self {
+        let mut queue = Self::default();
+        if !bytes.is_empty() {
+            queue.records.push_back(bytes);
+        }
+        queue
+    }
+
     fn write(&mut self, sink: &mut dyn io::Write) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let mut skip = self.written;

@@ -55,12 +55,13 @@ pub(crate) struct Unbuffered {
 impl Unbuffered {
     /// Takes over after the handshake, with what it had received beyond its own messages: opened
     /// already (`early`, at most one record, and whether `close_notify` was there) and not yet
-    /// (`partial`).
+    /// (`partial`). `flight` goes out before anything else.
     pub(super) fn new(
         connection: UnbufferedClientConnection,
         provenance: Provenance,
         partial: Vec<u8>,
         early: Vec<u8>,
+        flight: Vec<u8>,
         peer_closed: bool,
     ) -> Self {
         let limit = match connection.negotiated_cipher_suite() {
@@ -75,7 +76,7 @@ impl Unbuffered {
             peer_closed,
             failure: None,
             ended: false,
-            queue: Vec::new(),
+            queue: flight,
             written: 0,
             records_left: limit.saturating_sub(OTHER_RECORDS),
         }

@@ -20,7 +20,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{HEADER, key_and_iv};
-use crate::proxy::handshake::handshake;
+use crate::proxy::handshake::{LastFlight, handshake};
 use crate::proxy::session::Established;
 use crate::tls::client_config::Connector;
 
@@ -206,7 +206,7 @@ fn through_the_proxy(
 ) -> (Established, Shaking) {
     let mut stream = Shaking::new(server);
     let established = {
-        let handshake = pin!(handshake(&mut stream, client, name));
+        let handshake = pin!(handshake(&mut stream, client, name, LastFlight::Written));
         handshake.poll(&mut Context::from_waker(Waker::noop()))
     };
     let Poll::Ready(Ok(established)) = established else {

@@ -582,7 +582,7 @@ fn a_session_that_sealed_records_before_is_not_taken_over() {
         .dangerous_into_kernel_connection()
         .unwrap();
     secrets.tx.0 = 1;
-    assert!(Records::new(secrets, connection, provenance, Vec::new()).is_err());
+    assert!(Records::new(secrets, connection, provenance, Vec::new(), Vec::new()).is_err());
 }
 
 #[test]
@@ -596,7 +596,9 @@ fn records_that_were_opened_before_are_counted() {
     peer.data(b"opened by somebody else");
     secrets.rx.0 = 1;
     let mut pair = Pair {
-        session: Box::new(Records::new(secrets, connection, provenance, Vec::new()).unwrap()),
+        session: Box::new(
+            Records::new(secrets, connection, provenance, Vec::new(), Vec::new()).unwrap(),
+        ),
         peer,
         buffer: vec![0; HEADROOM],
     };

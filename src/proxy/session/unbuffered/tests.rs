@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::*;
 use crate::config::{RecordLayer, TlsVersion};
-use crate::proxy::handshake::handshake;
+use crate::proxy::handshake::{LastFlight, handshake};
 use crate::proxy::scratch::WIRE;
 use crate::proxy::session::records::peer::{Heard, server_of, shake_hands};
 use crate::proxy::session::records::plans::plan;
@@ -119,7 +119,7 @@ impl Live {
     }
 
     fn shake_hands(&mut self, client: &Connector) -> Established {
-        let handshake = pin!(handshake(self, client, name()));
+        let handshake = pin!(handshake(self, client, name(), LastFlight::Written));
         match handshake.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(established) => established.unwrap(),
             Poll::Pending => panic!("a good server is not taken at once"),
@@ -548,7 +548,7 @@ proptest! {
         let mut live = Live::new(&Arc::new(config));
         live.pace = pace;
         let shaken = {
-            let handshake = pin!(handshake(&mut live, client, name()));
+            let handshake = pin!(handshake(&mut live, client, name(), LastFlight::Written));
             handshake.poll(&mut Context::from_waker(Waker::noop()))
         };
         let Poll::Ready(shaken) = shaken else {
