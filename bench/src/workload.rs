@@ -26,6 +26,8 @@ pub(crate) enum Workload {
     BulkUp8,
     BulkDown1,
     BulkDown8,
+    BulkUp200,
+    BulkDown200,
     Exchange,
     ExchangeLarge,
     Latency,
@@ -77,11 +79,13 @@ pub(crate) type Metrics = &'static [(&'static str, &'static str)];
 const GIB: f64 = (1_u64 << 30) as f64;
 
 impl Workload {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::BulkUp1,
         Self::BulkUp8,
         Self::BulkDown1,
         Self::BulkDown8,
+        Self::BulkUp200,
+        Self::BulkDown200,
         Self::Exchange,
         Self::ExchangeLarge,
         Self::Latency,
@@ -101,6 +105,8 @@ impl Workload {
             Self::BulkUp8 => "bulk-up-8",
             Self::BulkDown1 => "bulk-down-1",
             Self::BulkDown8 => "bulk-down-8",
+            Self::BulkUp200 => "bulk-up-200",
+            Self::BulkDown200 => "bulk-down-200",
             Self::Exchange => "exchange-64",
             Self::ExchangeLarge => "exchange-16k",
             Self::Latency => "latency",
@@ -121,6 +127,8 @@ impl Workload {
             Self::BulkUp8 => &[("bulk-up-8", "CPU-s/GiB")],
             Self::BulkDown1 => &[("bulk-down-1", "CPU-s/GiB")],
             Self::BulkDown8 => &[("bulk-down-8", "CPU-s/GiB")],
+            Self::BulkUp200 => &[("bulk-up-200", "CPU-s/GiB")],
+            Self::BulkDown200 => &[("bulk-down-200", "CPU-s/GiB")],
             Self::Exchange => &[("exchange-64", "us CPU/round trip")],
             Self::ExchangeLarge => &[("exchange-16k", "us CPU/round trip")],
             Self::Latency => latency::METRICS,
@@ -140,7 +148,12 @@ impl Workload {
     pub(crate) fn is_bulk(self) -> bool {
         matches!(
             self,
-            Self::BulkUp1 | Self::BulkUp8 | Self::BulkDown1 | Self::BulkDown8
+            Self::BulkUp1
+                | Self::BulkUp8
+                | Self::BulkUp200
+                | Self::BulkDown1
+                | Self::BulkDown8
+                | Self::BulkDown200
         )
     }
 
@@ -148,7 +161,12 @@ impl Workload {
     pub(crate) fn is_in_quick(self) -> bool {
         !matches!(
             self,
-            Self::BulkUp1 | Self::BulkDown1 | Self::ExchangeLarge | Self::Held
+            Self::BulkUp1
+                | Self::BulkDown1
+                | Self::BulkUp200
+                | Self::BulkDown200
+                | Self::ExchangeLarge
+                | Self::Held
         )
     }
 
@@ -203,6 +221,8 @@ impl Workload {
             Self::BulkUp8 => bulk::round(world, bulk::Way::Up, 8, scale).await,
             Self::BulkDown1 => bulk::round(world, bulk::Way::Down, 1, scale).await,
             Self::BulkDown8 => bulk::round(world, bulk::Way::Down, 8, scale).await,
+            Self::BulkUp200 => bulk::round(world, bulk::Way::Up, 200, scale).await,
+            Self::BulkDown200 => bulk::round(world, bulk::Way::Down, 200, scale).await,
             Self::Exchange => exchange::small(world, scale).await,
             Self::ExchangeLarge => exchange::large(world, scale).await,
             Self::Latency => latency::round(world, scale).await,
