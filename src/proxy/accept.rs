@@ -26,7 +26,6 @@ use tracing::warn;
 use super::caller::Caller;
 use super::connect::{Dial, keepalive_after};
 use super::connection::{self, CallerAddress};
-use super::listener::BACKLOG;
 use super::outcome::out_of_descriptors;
 use super::resolve::Resolver;
 use crate::clock;
@@ -35,6 +34,9 @@ use crate::failure::{Failure, Phase, Reason, Side};
 use crate::route::Route;
 use crate::shutdown::Shutdown;
 use crate::workers::{Crew, Dialling, Dice, Seat, Worker};
+
+/// Connections that the kernel queues for us, if `net.core.somaxconn` allows as many.
+pub(super) const BACKLOG: i32 = 4096;
 
 /// First and longest pause after a failed accept (as ghostunnel: doubling, back to the first
 /// after a success).

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::accept::{Acceptor, Desk};
+use super::accept::{Acceptor, BACKLOG, Desk};
 use super::connect::keepalive_after;
 use super::resolve::Resolver;
 use crate::config::Listen;
@@ -25,9 +25,6 @@ use crate::route::Route;
 use crate::shutdown::Shutdown;
 use crate::unix_socket::{self, SocketFile};
 use crate::workers::Crew;
-
-/// Connections that the kernel queues for us, if `net.core.somaxconn` allows as many.
-pub(super) const BACKLOG: i32 = 4096;
 
 /// A listener that has its address; callers are refused.
 #[derive(Debug)]

@@ -61,7 +61,7 @@ struct Options {
     /// Churn ends after so many seconds, however many waves are left
     #[arg(long, default_value_t = 300)]
     seconds: u64,
-    /// Only how long to wait after a burst before its last look [seconds]
+    /// Only how long to wait after a burst before its last look, in seconds
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(15..=600))]
     rest: u64,
     /// Added to tlsward's environment, such as MALLOC_ARENA_MAX=1; may be repeated
