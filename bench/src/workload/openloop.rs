@@ -197,5 +197,9 @@ mod tests {
                 answered += came / MESSAGE;
             }
         }
+        // An end is no answer: the callers are to have theirs first, and close.
+        for caller in &mut callers {
+            assert_eq!(caller.stream.read(&mut [0; 1]).unwrap(), 0);
+        }
     }
 }
