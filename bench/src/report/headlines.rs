@@ -60,7 +60,11 @@ pub(super) const HEADLINES: [Headline; 22] = [
         "the same, after 64 KiB each way",
         "KB",
     ),
-    listed("base-memory", "Memory before the first connection", "MB"),
+    listed(
+        "base-memory",
+        "Memory after a first connection, before all others",
+        "MB",
+    ),
     listed(
         "memory-15s-after-close",
         "Memory 15 s after all have closed",
