@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::admin::{Client, ReloadOutcome};
 use crate::app::{self, BAD_CONFIGURATION, FAILED_TO_START, RunOptions};
+use crate::cluster::Store;
 use crate::config::{Config, Listen, ServiceName};
 use crate::control::{self, Refused, State};
 use crate::demo::{self, DemoOptions};
@@ -215,7 +216,13 @@ async fn carry_out(command: Command) -> ExitCode {
 }
 
 async fn examine(path: PathBuf) -> Result<State, Refused> {
-    control::examine(path, &environment(), aws_lc_rs::default_provider()).await
+    control::examine(
+        path,
+        &environment(),
+        aws_lc_rs::default_provider(),
+        Store::new(None),
+    )
+    .await
 }
 
 async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {

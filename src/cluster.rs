@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
-use crate::config::kubernetes::{Kubernetes, ObjectRef, ServiceObject};
+use crate::config::kubernetes::{self, Kubernetes, ObjectRef, ServiceObject};
 use crate::failure::Explained;
 
 mod endpoints;
@@ -230,6 +230,33 @@ impl Store {
     /// All Services that discovery selects.
     pub(crate) fn discovered(&self) -> Entry<BTreeMap<ObjectRef, Arc<ServiceObject>>> {
         self.known().discovered.clone()
+    }
+
+    /// What a configuration may know of the cluster.
+    pub(crate) fn view(&self) -> kubernetes::Cluster {
+        let known = self.known();
+        let all = known.discovered.value.as_ref().and_then(Option::as_ref);
+        let discovered = all.into_iter().flatten();
+        let mut services: BTreeMap<ObjectRef, kubernetes::Known> = known
+            .services
+            .iter()
+            .filter_map(|(object, entry)| {
+                let service = match entry.value.as_ref()? {
+                    Some(service) => kubernetes::Known::Exists(Arc::clone(service)),
+                    None => kubernetes::Known::Missing,
+                };
+                Some((object.clone(), service))
+            })
+            .collect();
+        services.extend(discovered.clone().map(|(object, service)| {
+            let service = kubernetes::Known::Exists(Arc::clone(service));
+            (object.clone(), service)
+        }));
+        kubernetes::Cluster {
+            own_namespace: self.own_namespace.clone(),
+            discovered: discovered.map(|(object, _)| object.clone()).collect(),
+            services,
+        }
     }
 
     /// What is in trouble, with the reason.
