@@ -29,7 +29,7 @@ use crate::shutdown::Shutdown;
 use crate::source::{
     self, Batch, Batches, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
 };
-use crate::status::{ConfigStatus, ProcessState, ServiceState, Status};
+use crate::status::{ConfigStatus, ProcessState, ServiceState, ServiceStatus, Status};
 use crate::telemetry;
 use crate::workers::Workers;
 
@@ -93,6 +93,8 @@ pub(crate) struct Control {
     hindered: BTreeMap<ServiceName, Hindered>,
     /// When the configuration is assembled anew for what has changed in the cluster.
     assemble_at: Option<Instant>,
+    /// When status is published for what has changed in the cluster.
+    publish_at: Option<Instant>,
     generation: u64,
     loaded_at: i64,
     started_at: i64,
@@ -146,6 +148,7 @@ impl Control {
                 refused: None,
             },
             services: Vec::new(),
+            discovery: None,
         };
         let (status, published) = watch::channel(Arc::new(first));
         let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads);
@@ -173,6 +176,7 @@ impl Control {
             stale: BTreeMap::new(),
             hindered: BTreeMap::new(),
             assemble_at: None,
+            publish_at: None,
             generation: 0,
             loaded_at: now,
             started_at: now,
@@ -187,10 +191,7 @@ impl Control {
     /// Services that do not serve as configured, each with the reason.
     pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
         let status = self.status.borrow();
-        let waiting = status
-            .services
-            .iter()
-            .filter(|service| service.state != ServiceState::Ready);
+        let waiting = status.services.iter().filter(|service| service.lacks());
         waiting
             .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
             .collect()
@@ -230,6 +231,10 @@ impl Control {
                     self.requests.push((self.watch.request(), request));
                 },
                 () = cluster.changed() => self.cluster_changed(),
+                () = at(self.publish_at) => {
+                    self.publish_at = None;
+                    self.publish();
+                }
                 () = at(self.assemble_at) => tokio::select! {
                     biased;
                     () = drain.cancelled() => break,
@@ -453,16 +458,36 @@ impl Control {
         self.publish_routes();
     }
 
+    /// Why Services are not discovered, or not any more.
+    fn discovery_trouble(&self) -> Option<Explained> {
+        self.state.config.kubernetes.discovery.as_ref()?;
+        let discovered = self.setup.cluster.discovered();
+        discovered.trouble.or_else(|| {
+            let unanswered = discovered.value.is_none();
+            unanswered.then(|| {
+                let detail = "the API server has not yet told which Services there are";
+                Explained::new(Reason::ApiUnavailable, detail)
+            })
+        })
+    }
+
     fn publish(&self) {
         let unbound = self.listeners.failed();
-        let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
+        let discovery = self.discovery_trouble();
+        let services = report::services(&report::Facts {
+            state: &self.state,
+            unbound: &unbound,
+            health: &self.watch.health().borrow(),
+            cluster: &self.setup.cluster,
+            stale: &self.stale,
+            hindered: &self.hindered,
+        });
         let state = if self.setup.shutdown.drain().is_cancelled() {
             ProcessState::Stopping
         } else if self.generation == 0 {
             ProcessState::Starting
-        } else if services
-            .iter()
-            .all(|service| service.state == ServiceState::Ready)
+        } else if !services.iter().any(ServiceStatus::lacks)
+            && (discovery.is_none() || self.setup.cluster.discovered().value.is_some())
         {
             ProcessState::Ready
         } else {
@@ -479,6 +504,7 @@ impl Control {
                 refused: self.refused.as_ref().map(|refused| refused.why.clone()),
             },
             services,
+            discovery,
         });
         self.setup.metrics.mirror(&status);
         let before = self.status.send_replace(Arc::clone(&status));

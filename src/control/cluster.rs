@@ -12,15 +12,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::credentials::Credentials;
+use super::report::Facts;
 use super::state::State;
 use super::text::{Refused, parse};
 use crate::cluster::{Backend, Place, Store, Wanted, choose};
 use crate::config::kubernetes::{self, Known, ObjectRef, ServiceObject};
-use crate::config::{Config, Obstacle, ServiceName, Unbuilt, Upstream};
+use crate::config::{Config, IdentitySource, Obstacle, Service, ServiceName, Unbuilt, Upstream};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::route::Endpoints;
-use crate::source::objects;
+use crate::source::{SourceKey, objects};
+use crate::status::KubernetesStatus;
 
 /// The Services as they were when services were last built of them.
 pub(super) type Accepted = BTreeMap<ObjectRef, Arc<ServiceObject>>;
@@ -187,17 +189,82 @@ pub(super) fn explain(obstacle: &Obstacle, object: &ObjectRef, store: &Store) ->
     }
 }
 
+/// What a service has to do with Kubernetes.
+pub(super) fn status(facts: &Facts<'_>, service: &Service) -> Option<KubernetesStatus> {
+    let object = facts.state.config.backends.get(&service.name).cloned();
+    let secret = match &service.identity {
+        Some(IdentitySource::Secret(secret)) => Some(secret.clone()),
+        Some(IdentitySource::Pair { .. } | IdentitySource::Bundle(_)) | None => None,
+    };
+    if object.is_none() && secret.is_none() {
+        return None;
+    }
+    let stale = facts.stale.get(&service.name);
+    Some(KubernetesStatus {
+        discovered: facts.state.config.is_discovered(&service.name),
+        service: object,
+        secret,
+        endpoints: facts
+            .state
+            .endpoints_of(&service.name)
+            .map(|live| live.len()),
+        problem: stale.map(|stale| stale.why.clone()),
+    })
+}
+
+/// Of which objects nothing newer is to be had, for standing warnings. Where nothing at all is
+/// known of one, that is the service's problem already.
+pub(super) fn troubles(facts: &Facts<'_>, service: &Service) -> Vec<String> {
+    let store = facts.cluster;
+    let mut troubles = Vec::new();
+    let mut tell = |what: String, known: bool, trouble: Option<Explained>| {
+        if let (true, Some(why)) = (known, trouble) {
+            troubles.push(format!("what was last known of {what} goes on: {why}"));
+        }
+    };
+    let sources = [
+        service.identity.clone().map(SourceKey::Identity),
+        service.trust.clone().map(SourceKey::Trust),
+    ];
+    for key in sources.iter().flatten().flat_map(objects::objects) {
+        let entry = store.data(&key);
+        tell(key.to_string(), entry.value.is_some(), entry.trouble);
+    }
+    if let Some(object) = facts.state.config.backends.get(&service.name) {
+        let entry = store.service(object);
+        tell(
+            format!("Service {object}"),
+            entry.value.is_some(),
+            entry.trouble,
+        );
+        let entry = store.endpoints(object);
+        tell(
+            format!("the endpoints of Service {object}"),
+            true,
+            entry.trouble,
+        );
+    }
+    troubles
+}
+
 /// A service that cannot be served, with its reason.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Hindered {
+    pub(super) discovered: bool,
     pub(super) listen: Option<String>,
     pub(super) object: ObjectRef,
     pub(super) why: Explained,
 }
 
 impl Hindered {
-    pub(super) fn of(unbuilt: &Unbuilt, store: &Store) -> Self {
+    pub(super) fn of(
+        name: &ServiceName,
+        unbuilt: &Unbuilt,
+        config: &Config,
+        store: &Store,
+    ) -> Self {
         Self {
+            discovered: config.is_discovered(name),
             listen: unbuilt.listen.as_ref().map(ToString::to_string),
             object: unbuilt.object.clone(),
             why: explain(&unbuilt.obstacle, &unbuilt.object, store),

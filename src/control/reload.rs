@@ -28,7 +28,8 @@ use crate::unix_socket;
 pub(super) const ASK_AT_START: Duration = Duration::from_secs(5);
 /// The same in a running process, where other events wait meanwhile.
 const ASK: Duration = Duration::from_secs(2);
-/// Changes of Services that come together are taken up together.
+/// Changes in the cluster that come together are taken up and told together: a list of a thousand
+/// Services, or one rollout.
 const TOGETHER: Duration = Duration::from_millis(50);
 /// How soon it is tried again to listen where a discovered Service asks for it.
 const LISTEN_AGAIN: Duration = Duration::from_secs(5);
@@ -49,11 +50,12 @@ impl Control {
             let store = &self.setup.cluster;
             cluster::feed(&self.state, store, Some(&changes.endpoints));
         }
-        if changes.services {
-            let soon = Instant::now() + TOGETHER;
+        let soon = Instant::now() + TOGETHER;
+        // What is said of a service that cannot be built may be another thing now.
+        if changes.services || (changes.troubles && !self.hindered.is_empty()) {
             self.assemble_at = Some(self.assemble_at.map_or(soon, |at| at.min(soon)));
         }
-        self.publish();
+        self.publish_at.get_or_insert(soon);
     }
 
     /// Takes up what has changed about Services. The text in force counts: one that was refused
@@ -151,10 +153,11 @@ impl Control {
         let explain = |(name, obstacle): (ServiceName, Obstacle)| {
             let object = config.backends.get(&name)?.clone();
             let why = cluster::explain(&obstacle, &object, &store);
-            let listen = None;
+            let (listen, discovered) = (None, config.is_discovered(&name));
             Some((
                 name,
                 Hindered {
+                    discovered,
                     listen,
                     object,
                     why,
@@ -165,7 +168,7 @@ impl Control {
         let mut hindered: BTreeMap<ServiceName, Hindered> = config
             .unbuilt
             .iter()
-            .map(|(name, unbuilt)| (name.clone(), Hindered::of(unbuilt, &store)))
+            .map(|(name, unbuilt)| (name.clone(), Hindered::of(name, unbuilt, &config, &store)))
             .collect();
         if !prepared.no_listener.is_empty() {
             self.assemble_at = Some(Instant::now() + LISTEN_AGAIN);
@@ -275,10 +278,11 @@ impl Control {
                 .filter(|name| config.is_discovered(name))
                 .and_then(|name| Some((config.backends.get(&name)?.clone(), name)));
             if let Some((object, name)) = discovered {
-                let listen = Some(listen.to_string());
+                let (listen, discovered) = (Some(listen.to_string()), true);
                 no_listener.insert(
                     name,
                     Hindered {
+                        discovered,
                         listen,
                         object,
                         why,

@@ -140,6 +140,11 @@ impl State {
         self.config = config;
     }
 
+    /// The live set of a service's endpoints.
+    pub(crate) fn endpoints_of(&self, service: &ServiceName) -> Option<&Arc<Endpoints>> {
+        self.endpoints.get(service)
+    }
+
     /// The live sets of endpoints, for whoever keeps them current.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoints>> {
         self.endpoints.values()
