@@ -471,3 +471,115 @@ impl Store {
         self.writes.send_modify(|writes| *writes += 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Reason;
+
+    fn secret(name: &str) -> DataKey {
+        DataKey::Secret(ObjectRef::new("payments", name))
+    }
+
+    fn data(text: &str) -> ObjectData {
+        let bytes = Zeroizing::new(text.as_bytes().to_vec());
+        ObjectData {
+            uid: "1".into(),
+            kind: "kubernetes.io/tls".into(),
+            entries: [("tls.crt".to_owned(), bytes)].into(),
+        }
+    }
+
+    fn store(names: &[&str]) -> Arc<Store> {
+        let store = Store::new(Some("payments".into()));
+        store.follow(Wanted {
+            data: names.iter().map(|name| secret(name)).collect(),
+            endpoints: [ObjectRef::new("payments", "billing")].into(),
+            ..Wanted::default()
+        });
+        store
+    }
+
+    fn trouble() -> Explained {
+        Explained::new(Reason::ApiUnavailable, "away")
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_neither_kept_nor_told() {
+        let store = store(&["billing"]);
+        store.put_data(secret("other"), Some(data("1")));
+        store.put_trouble(Subject::Data(secret("other")), trouble());
+        assert_eq!(store.data(&secret("other")), Entry::default());
+        assert!(store.take_changed_data().is_empty() && store.troubles().is_empty());
+
+        store.put_data(secret("billing"), Some(data("1")));
+        assert_eq!(store.take_changed_data(), [secret("billing")].into());
+        store.follow(Wanted::default());
+        assert_eq!(store.data(&secret("billing")), Entry::default());
+    }
+
+    #[test]
+    fn equal_news_is_no_news_but_ends_trouble() {
+        let store = store(&["billing"]);
+        store.put_data(secret("billing"), Some(data("1")));
+        store.take_changed_data();
+        store.put_trouble(Subject::Data(secret("billing")), trouble());
+        assert!(store.take_changes().troubles);
+        // What was known stays, beside the trouble.
+        let entry = store.data(&secret("billing"));
+        assert!(entry.value.flatten().is_some() && entry.trouble.is_some());
+        assert!(store.take_changed_data().is_empty());
+
+        store.put_data(secret("billing"), Some(data("1")));
+        assert!(store.data(&secret("billing")).trouble.is_none());
+        assert!(store.take_changes().troubles);
+        assert!(store.take_changed_data().is_empty());
+        store.put_data(secret("billing"), Some(data("2")));
+        assert_eq!(store.take_changed_data(), [secret("billing")].into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_waited_for_and_so_is_trouble_but_not_for_ever() {
+        let store = store(&["a", "b"]);
+        let wanted = Wanted {
+            data: [secret("a"), secret("b")].into(),
+            ..Wanted::default()
+        };
+        let limit = Duration::from_secs(5);
+        let begun = tokio::time::Instant::now();
+        store.answered(&wanted, limit).await;
+        assert_eq!(begun.elapsed(), limit);
+
+        let begun = tokio::time::Instant::now();
+        tokio::join!(store.answered(&wanted, limit), async {
+            store.put_data(secret("a"), None);
+            tokio::task::yield_now().await;
+            store.put_trouble(Subject::Data(secret("b")), trouble());
+        });
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_changes_is_woken_by_each_kind() {
+        let store = store(&["a"]);
+        tokio::join!(store.data_changed(), async {
+            store.put_data(secret("a"), Some(data("1")));
+        });
+        let service = ObjectRef::new("payments", "billing");
+        tokio::join!(store.changed(), async {
+            store.put_endpoints(service.clone(), Vec::new());
+        });
+        let changes = store.take_changes();
+        assert_eq!(changes.endpoints, [service].into());
+        assert!(store.take_changes().is_empty());
+    }
+
+    #[test]
+    fn no_bytes_stand_in_debug_text() {
+        let text = format!("{:?}", data("SECRET"));
+        assert!(
+            !text.contains("SECRET") && text.contains("tls.crt"),
+            "{text}"
+        );
+    }
+}
