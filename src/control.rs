@@ -6,6 +6,7 @@
 //! a reload from the empty configuration, so there is one path.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
 use crate::proxy::listener::Bound;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, Terms};
 use crate::source::{
     self, Batch, Batches, Material, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
 };
@@ -98,7 +99,6 @@ pub(crate) struct Control {
 
 /// What is left when control has stopped.
 pub(crate) struct Stopped {
-    pub(crate) shutdown_timeout: Duration,
     endpoints: Endpoints,
     watch: Watch,
     workers: Option<Workers>,
@@ -186,7 +186,23 @@ impl Control {
     }
 
     /// Carries out what happens until the drain begins; then stops accepting.
-    pub(crate) async fn run(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
+    pub(crate) async fn run(self, reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
+        let leaving = self.setup.shutdown.leaving().clone();
+        let (status, metrics) = (self.status.clone(), Arc::clone(&self.setup.metrics));
+        // Readiness is denied at once, even while a reading hangs (a dead network file system).
+        let deny_readiness = async move {
+            leaving.cancelled().await;
+            status.send_modify(|status| Arc::make_mut(status).state = ProcessState::Stopping);
+            metrics.mirror(&status.borrow());
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            stopped = self.carry_on(reloads) => stopped,
+            never = deny_readiness => match never {},
+        }
+    }
+
+    async fn carry_on(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let drain = self.setup.shutdown.drain().clone();
         let mut health = self.watch.health();
         let mut watching = true;
@@ -233,7 +249,6 @@ impl Control {
         self.publish();
         let workers = self.listeners.close_all().await;
         Stopped {
-            shutdown_timeout: self.state.config.shutdown_timeout,
             endpoints: self.endpoints,
             watch: self.watch,
             workers,
@@ -513,6 +528,10 @@ impl Control {
         }
         self.judge(readings, Trigger::Start);
         self.change_modes(&config);
+        self.setup.shutdown.set_terms(Terms {
+            delay: config.shutdown_delay,
+            timeout: config.shutdown_timeout,
+        });
         self.state.commit(config);
         for listen in &plan.close {
             self.listeners.close(listen).await;
@@ -610,7 +629,7 @@ impl Control {
     fn publish(&self) {
         let unbound = self.listeners.failed();
         let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
-        let state = if self.setup.shutdown.drain().is_cancelled() {
+        let state = if self.setup.shutdown.leaving().is_cancelled() {
             ProcessState::Stopping
         } else if self.generation == 0 {
             ProcessState::Starting
@@ -735,7 +754,8 @@ fn log_state(status: &Status) {
         .iter()
         .filter(|service| service.state != ServiceState::Ready);
     match status.state {
-        ProcessState::Starting => {}
+        // Whoever asked for the end says so.
+        ProcessState::Starting | ProcessState::Stopping => {}
         ProcessState::Ready => info!(services = status.services.len(), "ready"),
         ProcessState::Degraded => {
             for service in waiting {
@@ -749,7 +769,6 @@ fn log_state(status: &Status) {
                 );
             }
         }
-        ProcessState::Stopping => info!("stopping: no new connections"),
     }
 }
 
