@@ -6,6 +6,7 @@
 //! a reload from the empty configuration, so there is one path.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +107,6 @@ pub(crate) struct Control {
 
 /// What is left when control has stopped.
 pub(crate) struct Stopped {
-    pub(crate) shutdown_timeout: Duration,
     endpoints: Endpoints,
     watch: Watch,
     workers: Option<Workers>,
@@ -198,7 +198,23 @@ impl Control {
     }
 
     /// Carries out what happens until the drain begins; then stops accepting.
-    pub(crate) async fn run(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
+    pub(crate) async fn run(self, reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
+        let leaving = self.setup.shutdown.leaving().clone();
+        let (status, metrics) = (self.status.clone(), Arc::clone(&self.setup.metrics));
+        // Readiness is denied at once, even while a reading hangs (a dead network file system).
+        let deny_readiness = async move {
+            leaving.cancelled().await;
+            status.send_modify(|status| Arc::make_mut(status).state = ProcessState::Stopping);
+            metrics.mirror(&status.borrow());
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            stopped = self.carry_on(reloads) => stopped,
+            never = deny_readiness => match never {},
+        }
+    }
+
+    async fn carry_on(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let drain = self.setup.shutdown.drain().clone();
         let mut health = self.watch.health();
         let cluster = Arc::clone(&self.setup.cluster);
@@ -256,7 +272,6 @@ impl Control {
         self.publish();
         let workers = self.listeners.close_all().await;
         Stopped {
-            shutdown_timeout: self.state.config.shutdown_timeout,
             endpoints: self.endpoints,
             watch: self.watch,
             workers,
@@ -554,7 +569,8 @@ fn log_state(status: &Status) {
         .iter()
         .filter(|service| service.state != ServiceState::Ready);
     match status.state {
-        ProcessState::Starting => {}
+        // Whoever asked for the end says so.
+        ProcessState::Starting | ProcessState::Stopping => {}
         ProcessState::Ready => info!(services = status.services.len(), "ready"),
         ProcessState::Degraded => {
             for service in waiting {
@@ -568,7 +584,6 @@ fn log_state(status: &Status) {
                 );
             }
         }
-        ProcessState::Stopping => info!("stopping: no new connections"),
     }
 }
 

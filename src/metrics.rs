@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::ServiceName;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::source::Trigger;
-use crate::status::{LastFailure, ServiceState, Status, Traffic};
+use crate::status::{LastFailure, ProcessState, ServiceState, Status, Traffic};
 use crate::workers::Crew;
 
 mod text;
@@ -279,6 +279,7 @@ struct Reloads {
 /// The numbers that stand in status already.
 #[derive(Debug, Default)]
 struct Mirror {
+    stopping: bool,
     config_generation: u64,
     services: Vec<MirroredService>,
 }
@@ -324,6 +325,7 @@ impl Mirror {
             })
             .collect();
         Self {
+            stopping: status.state == ProcessState::Stopping,
             config_generation: status.config.generation,
             services,
         }

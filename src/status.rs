@@ -38,7 +38,7 @@ pub(crate) enum ProcessState {
     Ready,
     /// Running, but some service cannot serve.
     Degraded,
-    /// Draining; no new connections.
+    /// Asked to end: `shutdown_delay` passes, in which callers are still served, or the drain.
     Stopping,
 }
 

@@ -25,6 +25,7 @@ pub(super) fn assemble(
 ) -> Config {
     let Document {
         shutdown_timeout,
+        shutdown_delay,
         workers,
         admin,
         log,
@@ -81,7 +82,7 @@ pub(super) fn assemble(
             Slot::Set(workers, _) => Some(workers),
             Slot::Absent | Slot::Invalid => None,
         },
-        shutdown_delay: Duration::ZERO,
+        shutdown_delay: set_or(shutdown_delay, Duration::ZERO),
         kubernetes: super::kubernetes::Kubernetes::default(),
         services,
         unbuilt: BTreeMap::new(),

@@ -46,6 +46,7 @@ impl<T> Slot<T> {
 #[derive(Debug, Default)]
 pub(super) struct Document {
     pub(super) shutdown_timeout: Slot<Duration>,
+    pub(super) shutdown_delay: Slot<Duration>,
     pub(super) workers: Slot<NonZeroUsize>,
     pub(super) admin: AdminTable,
     pub(super) log: LogTable,
@@ -160,6 +161,12 @@ impl Document {
                         continue;
                     };
                     document.shutdown_timeout = reader.text(&written, value::duration);
+                }
+                "shutdown_delay" => {
+                    let Some(written) = reader.written(Table::Top, &path, name, value) else {
+                        continue;
+                    };
+                    document.shutdown_delay = reader.text(&written, value::duration);
                 }
                 "workers" => {
                     let Some(written) = reader.written(Table::Top, &path, name, value) else {

@@ -94,6 +94,13 @@ const TOP: &[Key] = &[
         elsewhere: &[("nginx", "worker_shutdown_timeout")],
     },
     Key {
+        name: "shutdown_delay",
+        kind: Kind::Duration { off: false },
+        default: Default::Is("\"0s\""),
+        doc: "How long new callers are still served after SIGTERM or SIGINT, while readiness is denied; `shutdown_timeout` counts from there.",
+        elsewhere: &[],
+    },
+    Key {
         name: "workers",
         kind: Kind::Integer {
             min: 1,

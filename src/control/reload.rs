@@ -20,6 +20,7 @@ use crate::config::{Config, Listen, Obstacle, Service, ServiceName};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::proxy::listener::Bound;
+use crate::shutdown::Terms;
 use crate::source::{Reading, SourceKey, Trigger};
 use crate::unix_socket;
 
@@ -339,6 +340,10 @@ impl Control {
         }
         self.judge(readings, Trigger::Start);
         self.change_modes(&config);
+        self.setup.shutdown.set_terms(Terms {
+            delay: config.shutdown_delay,
+            timeout: config.shutdown_timeout,
+        });
         self.state.commit(config);
         for listen in &plan.close {
             self.listeners.close(listen).await;

@@ -129,6 +129,7 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_reloads_total", "counter"),
         ("tlsward_service_ready", "gauge"),
         ("tlsward_start_time_seconds", "gauge"),
+        ("tlsward_stopping", "gauge"),
         ("tlsward_trust_generation", "gauge"),
         ("tlsward_trust_not_after_seconds", "gauge"),
         ("tlsward_worker_connections", "gauge"),

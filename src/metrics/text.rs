@@ -96,6 +96,14 @@ impl Inner {
         let mirror = lock(&self.mirror);
         encoder
             .encode_descriptor(
+                "stopping",
+                "1 from when the process is asked to end, else 0.",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&i64::from(mirror.stopping))?;
+        encoder
+            .encode_descriptor(
                 "config_generation",
                 "How many configurations came into force; 0 before the first.",
                 None,
