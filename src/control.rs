@@ -497,7 +497,7 @@ impl Control {
             stale: &self.stale,
             hindered: &self.hindered,
         });
-        let state = if self.setup.shutdown.drain().is_cancelled() {
+        let state = if self.setup.shutdown.leaving().is_cancelled() {
             ProcessState::Stopping
         } else if self.generation == 0 {
             ProcessState::Starting
