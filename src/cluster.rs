@@ -19,6 +19,10 @@ mod endpoints;
 
 pub(crate) use endpoints::{Backend, Place, choose};
 
+/// Up to so many Services of one namespace are followed one by one, so that a role can name them;
+/// with more, all Services of the namespace are watched together.
+pub(crate) const SERVICES_BY_NAME: usize = 32;
+
 /// An object that holds certificates or keys.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum DataKey {
@@ -326,17 +330,14 @@ impl Store {
     }
 
     fn is_answered(&self, wanted: &Wanted) -> bool {
-        fn is<T>(entry: Option<&Entry<T>>) -> bool {
-            entry.is_some_and(|entry| entry.value.is_some() || entry.trouble.is_some())
-        }
         let known = self.known();
         let mut data = wanted.data.iter();
         let mut services = wanted.services.iter();
         let mut endpoints = wanted.endpoints.iter();
-        data.all(|key| is(known.data.get(key)))
-            && services.all(|key| is(known.services.get(key)))
-            && endpoints.all(|key| is(known.endpoints.get(key)))
-            && (wanted.settings.discovery.is_none() || is(Some(&known.discovered)))
+        data.all(|key| is_answered(known.data.get(key)))
+            && services.all(|key| is_answered(known.services.get(key)))
+            && endpoints.all(|key| is_answered(known.endpoints.get(key)))
+            && (wanted.settings.discovery.is_none() || is_answered(Some(&known.discovered)))
     }
 
     // === for kubernetes ===
@@ -410,17 +411,27 @@ impl Store {
 
     /// All Services that discovery selects.
     pub(crate) fn put_discovered(&self, all: BTreeMap<ObjectRef, Arc<ServiceObject>>) {
+        self.put_discovered_in_part(all, None);
+    }
+
+    /// All Services that discovery selects, and why those of some namespaces may be missing.
+    pub(crate) fn put_discovered_in_part(
+        &self,
+        all: BTreeMap<ObjectRef, Arc<ServiceObject>>,
+        trouble: Option<Explained>,
+    ) {
         let mut known = self.known();
         if self.wanted.borrow().settings.discovery.is_none() {
             return;
         }
-        let recovered = known.discovered.trouble.take().is_some();
+        let troubles = known.discovered.trouble != trouble;
+        known.discovered.trouble = trouble;
         let value = Some(Some(all));
         let differs = known.discovered.value != value;
         known.discovered.value = value;
         self.wrote(known, |changes| {
             changes.services |= differs;
-            changes.troubles |= recovered;
+            changes.troubles |= troubles;
         });
     }
 
@@ -461,6 +472,31 @@ impl Store {
         self.wrote(known, |changes| changes.troubles = true);
     }
 
+    /// News of `subject` are to be had again, and there are none.
+    pub(crate) fn clear_trouble(&self, subject: &Subject) {
+        let mut known = self.known();
+        let trouble = match subject {
+            Subject::Data(key) => known.data.get_mut(key).map(|it| &mut it.trouble),
+            Subject::Service(object) => known.services.get_mut(object).map(|it| &mut it.trouble),
+            Subject::Endpoints(object) => known.endpoints.get_mut(object).map(|it| &mut it.trouble),
+            Subject::Discovery => Some(&mut known.discovered.trouble),
+        };
+        if trouble.is_some_and(|trouble| trouble.take().is_some()) {
+            self.wrote(known, |changes| changes.troubles = true);
+        }
+    }
+
+    /// Whether there is an answer about `subject`, or trouble.
+    pub(crate) fn is_known(&self, subject: &Subject) -> bool {
+        let known = self.known();
+        match subject {
+            Subject::Data(key) => is_answered(known.data.get(key)),
+            Subject::Service(object) => is_answered(known.services.get(object)),
+            Subject::Endpoints(object) => is_answered(known.endpoints.get(object)),
+            Subject::Discovery => is_answered(Some(&known.discovered)),
+        }
+    }
+
     fn wrote(&self, mut known: MutexGuard<'_, Known>, change: impl FnOnce(&mut Changes)) {
         change(&mut known.changes);
         let tell = !known.changes.is_empty();
@@ -470,6 +506,10 @@ impl Store {
         }
         self.writes.send_modify(|writes| *writes += 1);
     }
+}
+
+fn is_answered<T>(entry: Option<&Entry<T>>) -> bool {
+    entry.is_some_and(|entry| entry.value.is_some() || entry.trouble.is_some())
 }
 
 #[cfg(test)]

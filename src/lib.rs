@@ -29,6 +29,8 @@ pub mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod material;
 mod metrics;
 mod probe;
