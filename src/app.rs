@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
+use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
@@ -79,16 +81,22 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     info!(version = VERSION, config = %config.display(), "starting");
 
     let metrics = Arc::new(Metrics::new(VERSION));
+    let cluster = Store::new(kubernetes::own_namespace());
     let setup = Setup {
         path: config,
         environment,
         provider: aws_lc_rs::default_provider(),
         metrics: Arc::clone(&metrics),
-        cluster: Store::new(None),
+        cluster: Arc::clone(&cluster),
         shutdown: shutdown.clone(),
         log,
         version: VERSION,
     };
+    let mut following = std::pin::pin!(async {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        kubernetes::run(cluster, provider, CancellationToken::new()).await;
+        std::future::pending::<Infallible>().await
+    });
     // Reading may take for ever (a dead network file system); a signal ends it.
     let control = tokio::select! {
         biased;
@@ -96,6 +104,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             info!(signal, "stopped before everything was read");
             return ExitCode::SUCCESS;
         }
+        never = &mut following => match never {},
         started = Control::start(setup, reloads) => match started {
             Ok(control) => control,
             Err(refused) => return refuse_to_start(&refused, format),
@@ -114,6 +123,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = give_back_memory(&metrics) => match never {},
+            never = &mut following => match never {},
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);

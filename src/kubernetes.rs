@@ -63,11 +63,7 @@ pub(crate) fn own_namespace() -> Option<String> {
 
 /// Follows what is wanted until `stop`. While nothing is, there is no client and no connection.
 /// Every task has ended when it returns; dropped, it ends them too.
-pub(crate) async fn run(
-    store: Arc<Store>,
-    provider: Arc<CryptoProvider>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(store: Arc<Store>, provider: Arc<CryptoProvider>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     tokio::select! {
         biased;

@@ -31,6 +31,9 @@ pub mod failure;
 pub mod fuzzing;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes/absent.rs"]
+mod kubernetes;
 mod material;
 mod metrics;
 mod probe;

@@ -59,10 +59,7 @@ pub(super) struct Filter {
 }
 
 /// The watches that follow `wanted`, when those of `running` are there already.
-pub(super) fn plan(
-    wanted: &Wanted,
-    running: impl Fn(&Watch) -> bool,
-) -> BTreeMap<Watch, Filter> {
+pub(super) fn plan(wanted: &Wanted, running: impl Fn(&Watch) -> bool) -> BTreeMap<Watch, Filter> {
     let mut plan: BTreeMap<Watch, Filter> = BTreeMap::new();
     let together = wanted.settings.secrets == SecretWatch::Namespace;
     for key in &wanted.data {
@@ -179,9 +176,13 @@ impl Watch {
             Self::DataOf(DataKind::Secrets, namespace) => {
                 core("secrets", "Secrets", namespace, Select::All, PAGE_OF_DATA)
             }
-            Self::DataOf(DataKind::ConfigMaps, namespace) => {
-                core("configmaps", "ConfigMaps", namespace, Select::All, PAGE_OF_DATA)
-            }
+            Self::DataOf(DataKind::ConfigMaps, namespace) => core(
+                "configmaps",
+                "ConfigMaps",
+                namespace,
+                Select::All,
+                PAGE_OF_DATA,
+            ),
             Self::Service(object) => {
                 let select = Select::Name(object.name.clone());
                 core("services", "Services", &object.namespace, select, 0)

@@ -458,7 +458,8 @@ fn pem(
         (Some(data), _) if !data.is_empty() => BASE64_STANDARD
             .decode(data)
             .map_err(|_| format!("{what}-data of the kubeconfig is not base64"))?,
-        (_, Some(path)) => {
+        (_, Some(path)) =>
+        {
             #[expect(
                 clippy::disallowed_methods,
                 reason = "who we are to the API server; not a source of ours"
@@ -510,4 +511,3 @@ impl ServerCertVerifier for Anybody {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
-

@@ -77,13 +77,20 @@ impl Target {
     fn path(&self, version: usize) -> String {
         let root = self.versions.get(version).copied().unwrap_or_default();
         let mut path = match &self.namespace {
-            Some(namespace) => format!("{root}/namespaces/{}/{}?", encoded(namespace), self.resource),
+            Some(namespace) => format!(
+                "{root}/namespaces/{}/{}?",
+                encoded(namespace),
+                self.resource
+            ),
             None => format!("{root}/{}?", self.resource),
         };
         match &self.select {
             Select::All => {}
             Select::Name(name) => {
-                path.push_str(&format!("fieldSelector={}&", encoded(&format!("metadata.name={name}"))));
+                path.push_str(&format!(
+                    "fieldSelector={}&",
+                    encoded(&format!("metadata.name={name}"))
+                ));
             }
             Select::Labels(selector) => {
                 path.push_str(&format!("labelSelector={}&", encoded(selector)));
