@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(super) mod names;
+
 /// An object by its namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectRef {
@@ -87,6 +89,11 @@ pub enum CaKey {
     Named(String),
     /// `cert`, and where that is absent `ca.crt`: Kong's CA Secrets and ConfigMaps.
     CertOrCaCrt,
+}
+
+impl CaKey {
+    /// What the entry is called where nobody says otherwise.
+    pub const DEFAULT: &str = "ca.crt";
 }
 
 /// `[kubernetes]`.
