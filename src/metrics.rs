@@ -207,6 +207,12 @@ impl ServiceMetrics {
         *failures.moved_on.entry(reason).or_default() += 1;
     }
 
+    /// How often [`Self::moved_on`] was told of each reason.
+    #[cfg(test)]
+    pub(crate) fn moves(&self) -> BTreeMap<Reason, u64> {
+        lock(&self.failures).moved_on.clone()
+    }
+
     /// A connection ended; `now` in seconds since 1970.
     pub(crate) fn ended(&self, outcome: Result<(), &Failure>, now: i64) {
         let Err(failure) = outcome else {
