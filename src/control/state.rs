@@ -202,7 +202,8 @@ impl State {
                 config::Upstream::Addresses(addresses) => Upstream::Addresses(addresses.clone()),
                 config::Upstream::Service(backend) => {
                     let live = self.endpoints.entry(service.name.clone());
-                    let new = || Arc::new(Endpoints::new(backend.clone()));
+                    let metrics = self.metrics.service(&service.name);
+                    let new = || Arc::new(Endpoints::new(backend.clone(), &metrics));
                     Upstream::Endpoints(Arc::clone(live.or_insert_with(new)))
                 }
             };
