@@ -207,7 +207,7 @@ pub(super) fn status(facts: &Facts<'_>, service: &Service) -> Option<KubernetesS
         endpoints: facts
             .state
             .endpoints_of(&service.name)
-            .map(|live| live.len()),
+            .map(|live| live.summary(Instant::now()).chosen),
         problem: stale.map(|stale| stale.why.clone()),
     })
 }
