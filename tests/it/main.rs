@@ -21,6 +21,8 @@ mod interop;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod mtls;
 mod real_servers;
