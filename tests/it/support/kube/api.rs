@@ -255,7 +255,7 @@ impl Call<'_> {
         let id = state.next_id();
         let started = state
             .store
-            .watch(id, wanted.scope, wanted.since, wanted.wants);
+            .watch(id, wanted.scope, wanted.since, wanted.bookmarks);
         let frames = match started {
             Ok(frames) => frames,
             Err(refusal) if state.expired_by_status => return Err(refusal),
@@ -275,7 +275,6 @@ impl Call<'_> {
             },
             frames,
             deadline: Instant::now() + Duration::from_secs(wanted.seconds),
-            bookmarks: wanted.wants.bookmarks,
             resource,
             form,
             over: false,
@@ -556,7 +555,6 @@ struct Streaming {
     guard: OpenWatch,
     frames: mpsc::UnboundedReceiver<Frame>,
     deadline: Instant,
-    bookmarks: bool,
     resource: &'static Resource,
     form: Form,
     over: bool,
@@ -598,10 +596,8 @@ impl Streaming {
             frame = self.frames.recv() => frame.unwrap_or(Frame::End),
             () = tokio::time::sleep_until(self.deadline) => {
                 self.over = true;
-                match self.bookmarks {
-                    true => Frame::Bookmark(self.guard.shared.state().store.version()),
-                    false => Frame::End,
-                }
+                let last = self.guard.shared.state().store.last_bookmark(self.guard.id);
+                last.map_or(Frame::End, Frame::Bookmark)
             }
         };
         self.guard.shared.speaking().await;

@@ -9,7 +9,7 @@ use super::request::Asked;
 use super::resources::Resource;
 use super::selector::Selector;
 use super::status::{Mistake, Refusal};
-use super::store::{Key, Scope, Store, Wants};
+use super::store::{Key, Scope, Since, Store};
 
 /// Whole objects or their metadata alone, as the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +21,8 @@ pub(super) enum Form {
 /// What a watch is asked for.
 pub(super) struct Watch {
     pub(super) scope: Scope,
-    /// `None`: the present state first.
-    pub(super) since: Option<u64>,
-    pub(super) wants: Wants,
+    pub(super) since: Since,
+    pub(super) bookmarks: bool,
     pub(super) seconds: u64,
 }
 
@@ -128,11 +127,13 @@ pub(super) fn watch(resource: &'static Resource, asked: &Asked) -> Result<Watch,
         mistakes.push(Mistake::forbidden("resourceVersionMatch", why));
     }
     refuse_options(&mistakes)?;
-    let initial_events = initial == Some("true");
+    // From nowhere, a watch is a streaming list even where nobody says so.
+    let from_nowhere = version(asked.parameter("resourceVersion"))? == 0;
+    let initial_events = initial == Some("true") || initial.is_none() && from_nowhere;
     let since = match version(asked.parameter("resourceVersion"))? {
-        0 if initial != Some("false") => None,
-        _ if initial_events => None,
-        since => Some(since),
+        _ if initial_events => Since::Nothing,
+        0 => Since::Now,
+        since => Since::Version(since),
     };
     let seconds = asked.parameter("timeoutSeconds").unwrap_or("0");
     let seconds = seconds
@@ -141,10 +142,7 @@ pub(super) fn watch(resource: &'static Resource, asked: &Asked) -> Result<Watch,
     Ok(Watch {
         scope,
         since,
-        wants: Wants {
-            bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
-            initial_events,
-        },
+        bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
         seconds: match seconds {
             // --min-request-timeout.
             0 => 1800,
