@@ -13,6 +13,7 @@ use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
+use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
 use crate::metrics::Metrics;
@@ -83,6 +84,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         environment,
         provider: aws_lc_rs::default_provider(),
         metrics: Arc::clone(&metrics),
+        cluster: Store::new(None),
         shutdown: shutdown.clone(),
         log,
         version: VERSION,

@@ -190,7 +190,7 @@ fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
     ServiceReport {
         service: service.name.to_string(),
         listen: service.listen.to_string(),
-        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        upstream: service.upstream.words(),
         identity: leaf.cloned(),
         identity_source: service
             .identity

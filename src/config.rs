@@ -22,6 +22,7 @@ mod environment;
 mod expand;
 mod identity;
 mod keys;
+pub mod kubernetes;
 mod listeners;
 pub mod name;
 mod problem;
@@ -51,8 +52,17 @@ pub struct Config {
     /// Threads that carry connections; counts at the start of the process. Default: one for each
     /// CPU that it may use.
     pub workers: Option<NonZeroUsize>,
+    /// How long callers are still taken after SIGTERM, while readiness is denied. Default 0 s.
+    pub shutdown_delay: Duration,
+    /// `[kubernetes]`.
+    pub kubernetes: kubernetes::Kubernetes,
     /// All services, by name. No two have the same listener.
     pub services: BTreeMap<ServiceName, Service>,
+    /// Services that are asked for and cannot be built, for a reason that lies in the cluster and
+    /// concerns them alone.
+    pub unbuilt: BTreeMap<ServiceName, Unbuilt>,
+    /// For each service of the file or of discovery that has one, its Kubernetes Service.
+    pub backends: BTreeMap<ServiceName, kubernetes::ObjectRef>,
     /// Where each value of each service comes from, for `tlsward check`.
     pub origins: Origins,
 }
@@ -72,6 +82,21 @@ impl Config {
         path: &Path,
         environment: &BTreeMap<String, String>,
     ) -> Result<Self, Problems> {
+        Self::parse_with(text, path, environment, &kubernetes::Cluster::default())
+    }
+
+    /// Reads a configuration, with what is known of the Kubernetes Services that it names or
+    /// discovers. What is wrong with one of those is no error: see [`Self::unbuilt`].
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_with(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+        cluster: &kubernetes::Cluster,
+    ) -> Result<Self, Problems> {
+        let _ = cluster;
         let base = path.parent().unwrap_or(path);
         let (root, errors) = DeTable::parse_recoverable(text);
         let repaired;
@@ -121,7 +146,11 @@ impl Config {
             },
             shutdown_timeout: Duration::ZERO,
             workers: None,
+            shutdown_delay: Duration::ZERO,
+            kubernetes: kubernetes::Kubernetes::default(),
             services: BTreeMap::new(),
+            unbuilt: BTreeMap::new(),
+            backends: BTreeMap::new(),
             origins: Origins::default(),
         }
     }
@@ -183,6 +212,33 @@ pub struct Log {
     pub connections: bool,
 }
 
+/// A service that is asked for and cannot be built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unbuilt {
+    /// Where callers would connect, if that much is clear.
+    pub listen: Option<Listen>,
+    /// The Kubernetes Service that it is about.
+    pub object: kubernetes::ObjectRef,
+    /// What is in the way.
+    pub obstacle: Obstacle,
+}
+
+/// What is in the way of a service.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Obstacle {
+    /// Nothing is known of the Service yet.
+    Unknown,
+    /// There is no such Service.
+    Missing,
+    /// Mistakes in its annotations, or a port that it does not have.
+    Mistakes(Problems),
+    /// Another service has the listener: the file's, or an older Service's.
+    ListenerTaken {
+        /// The service that has it.
+        by: ServiceName,
+    },
+}
+
 /// One listener and the upstream that its callers reach.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Service {
@@ -190,8 +246,8 @@ pub struct Service {
     pub name: ServiceName,
     /// Where callers connect.
     pub listen: Listen,
-    /// Where connections go: tried in this order. Never empty.
-    pub upstream: Vec<UpstreamAddress>,
+    /// Where connections go.
+    pub upstream: Upstream,
     /// The client certificate, or `None` where the file says `client_auth = false`.
     pub identity: Option<IdentitySource>,
     /// The CA certificates and revocation lists; `None` where `verify = "none"` and no `ca`.
@@ -218,6 +274,25 @@ impl Service {
     /// Where the CA certificates come from, if servers are verified.
     pub(crate) fn ca(&self) -> Option<&CaSource> {
         self.trust.as_ref().map(|trust| &trust.ca)
+    }
+}
+
+/// `upstream`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// Tried in this order. Never empty.
+    Addresses(Vec<UpstreamAddress>),
+    /// The endpoints of a Kubernetes Service, over which connections are spread.
+    Service(kubernetes::ServiceBackend),
+}
+
+impl Upstream {
+    /// Each address, or the Service, for people.
+    pub(crate) fn words(&self) -> Vec<String> {
+        match self {
+            Self::Addresses(addresses) => addresses.iter().map(ToString::to_string).collect(),
+            Self::Service(backend) => vec![backend.to_string()],
+        }
     }
 }
 
@@ -285,6 +360,9 @@ pub enum IdentitySource {
     },
     /// `bundle`: key and chain in one file, in either order.
     Bundle(PathBuf),
+    /// `secret`, or the annotation `konghq.com/client-cert`: `tls.crt` and `tls.key` of a
+    /// Kubernetes Secret.
+    Secret(kubernetes::ObjectRef),
 }
 
 /// Where CA certificates and revocation lists are read from.
@@ -303,6 +381,8 @@ pub enum CaSource {
     Path(PathBuf),
     /// `"system"`: the platform's roots.
     System,
+    /// Kubernetes objects; never empty.
+    Objects(Vec<kubernetes::CaObject>),
 }
 
 /// How TLS is spoken to an upstream and what is verified of it.

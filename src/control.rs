@@ -20,6 +20,7 @@ use crate::admin::{
     ReloadRequest, ServiceChanges,
 };
 use crate::clock;
+use crate::cluster::Store;
 use crate::config::{Config, Listen, Service};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
@@ -59,6 +60,8 @@ pub(crate) struct Setup {
     pub(crate) environment: BTreeMap<String, String>,
     pub(crate) provider: CryptoProvider,
     pub(crate) metrics: Arc<Metrics>,
+    /// What is known of the Kubernetes cluster.
+    pub(crate) cluster: Arc<Store>,
     pub(crate) shutdown: Shutdown,
     pub(crate) log: telemetry::Handle,
     pub(crate) version: &'static str,
@@ -140,12 +143,14 @@ impl Control {
         };
         let (status, published) = watch::channel(Arc::new(first));
         let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads);
-        let readings = read(BTreeSet::from([SourceKey::Config(setup.path.clone())])).await;
+        let config = BTreeSet::from([SourceKey::Config(setup.path.clone())]);
+        let readings = read(config, &setup.cluster).await;
         let text = config_text(readings.first());
         let (watch, batches) = source::watch(
             BTreeSet::from([SourceKey::Config(setup.path.clone())]),
             &readings,
             WatchOptions::default(),
+            Arc::clone(&setup.cluster),
         );
         let listeners = Listeners::new(setup.shutdown.clone());
         let mut control = Self {
@@ -426,7 +431,7 @@ impl Control {
         let prepared = self.prepare(&plan, &config)?;
         let sources = Credentials::sources(&config);
         let unread = self.state.credentials.unread(&sources);
-        let readings = read(unread).await;
+        let readings = read(unread, &self.setup.cluster).await;
         Ok(self.commit(config, plan, prepared, &readings).await)
     }
 
@@ -647,10 +652,11 @@ pub(crate) async fn examine(
     environment: &BTreeMap<String, String>,
     provider: CryptoProvider,
 ) -> Result<State, Refused> {
-    let readings = read(BTreeSet::from([SourceKey::Config(path.clone())])).await;
+    let cluster = Store::new(None);
+    let readings = read(BTreeSet::from([SourceKey::Config(path.clone())]), &cluster).await;
     let text = config_text(readings.first());
     let config = parse(&text, &path, environment)?;
-    let readings = read(Credentials::sources(&config)).await;
+    let readings = read(Credentials::sources(&config), &cluster).await;
     let metrics = Arc::new(Metrics::new(""));
     let mut state = State::new(config, provider, metrics);
     let provider = state.provider().clone();
@@ -748,13 +754,14 @@ fn log_state(status: &Status) {
 }
 
 /// File work off the runtime's threads.
-async fn read(sources: BTreeSet<SourceKey>) -> Vec<Reading> {
+async fn read(sources: BTreeSet<SourceKey>, cluster: &Arc<Store>) -> Vec<Reading> {
     if sources.is_empty() {
         return Vec::new();
     }
     // A panic while reading is a bug, and has been reported; whatever was to be read counts as
     // unread and is reported by the watch.
-    tokio::task::spawn_blocking(move || source::read_all(&sources))
+    let cluster = Arc::clone(cluster);
+    tokio::task::spawn_blocking(move || source::read_all(&sources, &cluster))
         .await
         .unwrap_or_default()
 }

@@ -117,6 +117,9 @@ reasons! {
     /// The look-up failed for another cause.
     DnsFailed = "dns_failed",
         "this machine's resolver did not answer properly; check /etc/resolv.conf and the name server";
+    /// The Kubernetes Service has no endpoint that takes connections.
+    NoEndpoints = "no_endpoints",
+        "no pod behind the Kubernetes Service is ready: see kubectl get endpointslices -l kubernetes.io/service-name=NAME, and the pods' readiness";
     // connect
     /// The upstream's port is closed.
     Refused = "refused",
@@ -243,6 +246,24 @@ reasons! {
     /// None of the CA certificates can be used.
     NoTrustAnchor = "no_trust_anchor",
         "no certificate in ca can be a trust anchor; the detail says why for each";
+    /// A Kubernetes object lacks the entries that are needed.
+    BadSecret = "bad_secret",
+        "the object must hold tls.crt and tls.key (an identity), or ca.crt or the entry named by key (a CA), each not empty";
+    /// The Kubernetes API server refuses to tell.
+    Forbidden = "forbidden",
+        "the service account may not read this object: tlsward rbac -c FILE prints the role that the configuration needs";
+    /// The Kubernetes API server does not answer.
+    ApiUnavailable = "api_unavailable",
+        "the Kubernetes API server does not answer; what was last known goes on, and it is tried again by itself: check the network, kubeconfig and NetworkPolicy";
+    /// There is no such Kubernetes Service.
+    ServiceMissing = "service_missing",
+        "create the Service, or correct service and namespace in upstream; tlsward takes it up by itself";
+    /// An annotation of a Kubernetes Service is wrong, or its port is not there.
+    BadAnnotation = "bad_annotation",
+        "correct the annotation that the detail names, on the Service; the other services are not concerned";
+    /// Another service has the listener that this one asks for.
+    ListenerTaken = "listener_taken",
+        "give the Service another port or path in tlsward/listen; the older Service keeps the one that both ask for";
     /// The configuration was refused.
     BadConfig = "bad_config",
         "run tlsward check: it lists every mistake with its place";

@@ -51,7 +51,7 @@ pub fn config(bytes: &[u8]) {
     match Config::parse(&text, path, &environment) {
         Ok(config) => {
             let mut services = config.services.values();
-            assert!(services.all(|service| !service.upstream.is_empty()));
+            assert!(services.all(|service| !service.upstream.words().is_empty()));
             assert_eq!(
                 Config::parse(&text, path, &environment).as_ref(),
                 Ok(&config)

@@ -18,6 +18,7 @@ mod app;
 mod check;
 mod cli;
 mod clock;
+mod cluster;
 pub mod config;
 mod control;
 mod demo;

@@ -68,7 +68,7 @@ pub(crate) async fn probe(state: &State, name: &ServiceName) -> Option<Report> {
     let service = state.config.services.get(name)?;
     let mut report = Report {
         service: name.to_string(),
-        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        upstream: service.upstream.words(),
         presented: None,
         found: None,
         accepted: None,

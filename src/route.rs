@@ -3,14 +3,17 @@
 //! There is no route without a TLS configuration and no plaintext variant of one, so the proxy
 //! cannot forward in the clear by mistake.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use tokio_util::sync::CancellationToken;
 
+mod endpoints;
 mod handshakes;
 
+pub(crate) use endpoints::Endpoints;
 pub(crate) use handshakes::Handshakes;
 
 use crate::config::{Callers, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
@@ -21,8 +24,7 @@ use crate::tls::client_config::Connector;
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) service: ServiceName,
-    /// Tried in this order; never empty.
-    pub(crate) upstream: Vec<UpstreamAddress>,
+    pub(crate) upstream: Upstream,
     /// SNI and verified name; `None`: the host that is dialled.
     pub(crate) server_name: Option<ServerName<'static>>,
     /// Presents the service's identity and verifies as configured.
@@ -43,6 +45,27 @@ pub(crate) struct Route {
     /// Over how long the ends of retired connections are spread; `None`: they stay.
     pub(crate) retire_over: Option<Duration>,
     pub(crate) metrics: Arc<ServiceMetrics>,
+}
+
+/// Where connections go.
+#[derive(Clone, Debug)]
+pub(crate) enum Upstream {
+    /// Tried in this order; never empty.
+    Addresses(Vec<UpstreamAddress>),
+    /// Spread over the endpoints of a Kubernetes Service.
+    Endpoints(Arc<Endpoints>),
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Addresses(addresses) => {
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                f.write_str(&addresses.join(", "))
+            }
+            Self::Endpoints(live) => live.backend().fmt(f),
+        }
+    }
 }
 
 /// What a route presents to the upstream.

@@ -15,11 +15,13 @@ use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::cluster::Store;
 use crate::config::{IdentitySource, TrustSource};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 
 pub(crate) mod file;
+pub(crate) mod objects;
 
 pub(crate) use file::read::{Digest, digest, read_all};
 
@@ -184,6 +186,7 @@ pub(crate) fn watch(
     sources: SourceSet,
     known: &[Reading],
     options: WatchOptions,
+    store: Arc<Store>,
 ) -> (Watch, Batches) {
     let current = Arc::new(Mutex::new(Current::default()));
     let (commands, receive_commands) = mpsc::unbounded_channel();
@@ -194,7 +197,7 @@ pub(crate) fn watch(
         notes: BTreeMap::new(),
     });
     let stop = CancellationToken::new();
-    let watcher = file::Watcher::new(options, receive_commands, send_batches, send_health);
+    let watcher = file::Watcher::new(options, store, receive_commands, send_batches, send_health);
     let mut tasks = JoinSet::new();
     let stopped = stop.clone();
     tasks.spawn(async move {

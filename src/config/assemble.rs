@@ -13,7 +13,7 @@ use super::value::CallerPattern;
 use super::{
     Admin, Callers, Config, CrlExpired, IdentitySource, KeyExchange, Listen, Log, OnRotation,
     Origin, Origins, RecordLayer, Service, Timeouts, TlsPolicy, TlsVersion, TrustSource,
-    UncleanClose, Verify,
+    UncleanClose, Upstream, Verify,
 };
 
 /// Builds the configuration. What is wrong goes to `findings`; if there is anything, the result
@@ -81,7 +81,11 @@ pub(super) fn assemble(
             Slot::Set(workers, _) => Some(workers),
             Slot::Absent | Slot::Invalid => None,
         },
+        shutdown_delay: Duration::ZERO,
+        kubernetes: super::kubernetes::Kubernetes::default(),
         services,
+        unbuilt: BTreeMap::new(),
+        backends: BTreeMap::new(),
         origins: Origins(origins),
     }
 }
@@ -233,7 +237,7 @@ impl<'d, 'f> Layers<'d, 'f> {
         Some(Service {
             name: self.written.name.clone(),
             listen: listen?,
-            upstream: upstream?,
+            upstream: Upstream::Addresses(upstream?),
             identity,
             trust,
             tls,

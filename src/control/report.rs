@@ -89,7 +89,7 @@ fn one(
     ServiceStatus {
         name: service.name.to_string(),
         listen: service.listen.to_string(),
-        upstream: service.upstream.iter().map(ToString::to_string).collect(),
+        upstream: service.upstream.words(),
         state: serving,
         problem,
         identity: identity.map(|(source, loaded)| identity_status(source, loaded)),
@@ -140,6 +140,7 @@ fn identity_source(source: &IdentitySource) -> String {
     match source {
         IdentitySource::Pair { cert, key } => format!("{} + {}", cert.display(), key.display()),
         IdentitySource::Bundle(path) => path.display().to_string(),
+        IdentitySource::Secret(object) => format!("Secret {object}"),
     }
 }
 
@@ -147,6 +148,10 @@ fn trust_source(source: &TrustSource) -> String {
     let ca = match &source.ca {
         CaSource::Path(path) => path.display().to_string(),
         CaSource::System => "system".to_owned(),
+        CaSource::Objects(objects) => {
+            let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
+            names.join(" + ")
+        }
     };
     match &source.crl {
         Some(crl) => format!("{ca} + {}", crl.display()),

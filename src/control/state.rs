@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::credentials::Credentials;
 use crate::config::{
-    Callers, Config, CrlExpired, Listen, OnRotation, Service, ServiceName, Verify,
+    self, Callers, Config, CrlExpired, Listen, OnRotation, Service, ServiceName, Verify,
 };
 use crate::failure::{Explained, Reason};
 use crate::metrics::Metrics;
-use crate::route::{Handshakes, Presented, Route};
+use crate::route::{Endpoints, Handshakes, Presented, Route, Upstream};
 use crate::tls::client_config::{Connector, client_config};
 
 /// The configuration in force, the credentials, and the routes that follow from them.
@@ -28,6 +28,8 @@ pub(crate) struct State {
     retirements: BTreeMap<ServiceName, Retirement>,
     /// Each service's handshakes: a new route of a service counts together with its earlier ones.
     handshakes: BTreeMap<ServiceName, Arc<Handshakes>>,
+    /// The live sets of those services that go to a Kubernetes Service.
+    endpoints: BTreeMap<ServiceName, Arc<Endpoints>>,
     provider: CryptoProvider,
     metrics: Arc<Metrics>,
 }
@@ -88,6 +90,7 @@ impl State {
             routes: BTreeMap::new(),
             retirements: BTreeMap::new(),
             handshakes: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             provider,
             metrics,
         }
@@ -127,7 +130,19 @@ impl State {
             .retain(|name, _| config.services.contains_key(name));
         self.handshakes
             .retain(|name, _| config.services.contains_key(name));
+        self.endpoints.retain(|name, live| {
+            let service = config.services.get(name);
+            service.is_some_and(|service| match &service.upstream {
+                config::Upstream::Service(backend) => live.backend() == backend,
+                config::Upstream::Addresses(_) => false,
+            })
+        });
         self.config = config;
+    }
+
+    /// The live sets of endpoints, for whoever keeps them current.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoints>> {
+        self.endpoints.values()
     }
 
     /// Builds the routes that configuration and credentials now allow and that differ from those
@@ -178,7 +193,15 @@ impl State {
                     handshakes
                 }
             };
-            let route = Arc::new(self.route(service, tls, retired, handshakes));
+            let upstream = match &service.upstream {
+                config::Upstream::Addresses(addresses) => Upstream::Addresses(addresses.clone()),
+                config::Upstream::Service(backend) => {
+                    let live = self.endpoints.entry(service.name.clone());
+                    let new = || Arc::new(Endpoints::new(backend.clone()));
+                    Upstream::Endpoints(Arc::clone(live.or_insert_with(new)))
+                }
+            };
+            let route = Arc::new(self.route(service, upstream, tls, retired, handshakes));
             changed.push((listen.clone(), Arc::clone(&route)));
             self.routes.insert(listen, Entry { route, basis });
         }
@@ -303,6 +326,7 @@ impl State {
     fn route(
         &self,
         service: &Service,
+        upstream: Upstream,
         tls: Arc<Connector>,
         retired: CancellationToken,
         handshakes: Arc<Handshakes>,
@@ -317,7 +341,7 @@ impl State {
             });
         Route {
             service: service.name.clone(),
-            upstream: service.upstream.clone(),
+            upstream,
             server_name: service.tls.server_name.clone(),
             tls,
             identity: presented,

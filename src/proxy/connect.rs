@@ -19,7 +19,7 @@ use super::resolve::Resolver;
 use super::session::Established;
 use crate::config::{Host, UpstreamAddress};
 use crate::failure::{Failure, Phase, Reason, Side};
-use crate::route::Route;
+use crate::route::{Route, Upstream};
 use crate::workers::Dialling;
 
 /// Head start of an address over the next one (RFC 8305 section 5: 250 ms recommended).
@@ -98,8 +98,7 @@ pub(crate) async fn connect(
 
 fn too_late(route: &Route, progress: &Progress) -> Failure {
     let limit = route.timeouts.connect;
-    let upstream: Vec<String> = route.upstream.iter().map(ToString::to_string).collect();
-    let upstream = upstream.join(", ");
+    let upstream = route.upstream.to_string();
     let phase = progress.phase();
     if progress.in_line.load(Ordering::Relaxed) {
         let places = route.handshakes.limit().map_or(0, NonZeroUsize::get);
@@ -161,11 +160,23 @@ async fn reach_any<'route>(
     resolver: &Arc<Resolver>,
     progress: &Progress,
 ) -> Result<(TcpStream, &'route UpstreamAddress, SocketAddr), Failure> {
-    let share = route.timeouts.connect / route.upstream.len().max(1) as u32;
+    let addresses = match &route.upstream {
+        Upstream::Addresses(addresses) => addresses,
+        Upstream::Endpoints(live) => {
+            let detail = format!("{} has no endpoint", live.backend());
+            return Err(Failure::new(
+                Phase::Resolve,
+                Side::Upstream,
+                Reason::NoEndpoints,
+                detail,
+            ));
+        }
+    };
+    let share = route.timeouts.connect / addresses.len().max(1) as u32;
     let mut failures: Option<Failure> = None;
-    for (n, upstream) in route.upstream.iter().enumerate() {
+    for (n, upstream) in addresses.iter().enumerate() {
         let reaching = reach(upstream, resolver, progress, route.keepalive);
-        let result = if n + 1 == route.upstream.len() {
+        let result = if n + 1 == addresses.len() {
             reaching.await
         } else {
             tokio::time::timeout(share, reaching)

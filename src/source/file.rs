@@ -27,7 +27,10 @@ use self::events::Events;
 use self::mounts::Mounts;
 use self::read::{Digest, digest};
 use self::trace::{End, Memo, Trace};
-use super::{Batch, Command, Health, Noticing, Reading, SourceKey, Ticket, Trigger, WatchOptions};
+use super::{
+    Batch, Command, Health, Noticing, Reading, SourceKey, Ticket, Trigger, WatchOptions, objects,
+};
+use crate::cluster::Store;
 use crate::config::{CaSource, IdentitySource};
 
 /// How soon sources are looked at again that would not hold still.
@@ -41,6 +44,7 @@ pub(super) struct Watcher {
     batches: mpsc::Sender<Batch>,
     health: watch::Sender<Health>,
     events: Events,
+    store: Arc<Store>,
     /// `None` only while a blocking thread has it.
     directories: Option<Directories>,
     sources: HashMap<SourceId, Source>,
@@ -91,6 +95,7 @@ impl Work {
 impl Watcher {
     pub(super) fn new(
         options: WatchOptions,
+        store: Arc<Store>,
         commands: mpsc::UnboundedReceiver<Command>,
         batches: mpsc::Sender<Batch>,
         health: watch::Sender<Health>,
@@ -104,6 +109,7 @@ impl Watcher {
             health,
             directories: Some(Directories::new(events.clone(), options.notify)),
             events,
+            store,
             sources: HashMap::new(),
             ids: HashMap::new(),
             next_id: 0,
@@ -138,7 +144,7 @@ impl Watcher {
                     work.renew = true;
                     return Some(work);
                 }
-                () = self.events.arrived() => {
+                () = news(&self.events, &self.store) => {
                     let sources = self.concerned()?;
                     if !sources.is_empty() {
                         let mut work = Work::new(Trigger::Notify, sources);
@@ -157,7 +163,14 @@ impl Watcher {
     /// The sources that the events since the last call concern.
     fn concerned(&mut self) -> Option<BTreeSet<SourceId>> {
         let changes = self.events.take();
-        Some(self.directories.as_mut()?.concerned(&changes))
+        let mut concerned = self.directories.as_mut()?.concerned(&changes);
+        let objects = self.store.take_changed_data();
+        if !objects.is_empty() {
+            let read_from_them = |key: &SourceKey| !objects::objects(key).is_disjoint(&objects);
+            let ids = self.ids.iter().filter(|(key, _)| read_from_them(key));
+            concerned.extend(ids.map(|(_, id)| *id));
+        }
+        Some(concerned)
     }
 
     /// Takes this command and all that wait behind it.
@@ -273,7 +286,7 @@ impl Watcher {
         let mut quiet = Instant::now() + self.options.quiet;
         loop {
             tokio::select! {
-                () = self.events.arrived() => {
+                () = news(&self.events, &self.store) => {
                     let more = self.concerned()?;
                     if !more.is_empty() {
                         sources.extend(more);
@@ -383,10 +396,11 @@ impl Watcher {
                 (id, key, reported)
             })
             .collect();
+        let store = Arc::clone(&self.store);
         blocking(move || {
             let mut pass = Pass::default();
             for (id, key, reported) in wanted {
-                let reading = read::read(&key);
+                let reading = read::read(&key, &store);
                 let digest = digest(&reading.material);
                 pass.digests.insert(id, digest);
                 if reported != Some(digest) {
@@ -424,6 +438,14 @@ impl Watcher {
             epoch: self.epoch,
         };
         self.batches.send(batch).await.ok()
+    }
+}
+
+/// Waits for an event of the file system or a change in the cluster. Cancel-safe.
+async fn news(events: &Events, store: &Store) {
+    tokio::select! {
+        () = events.arrived() => {}
+        () = store.data_changed() => {}
     }
 }
 
@@ -494,11 +516,13 @@ fn places(key: &SourceKey) -> Vec<Place<'_>> {
         SourceKey::Identity(IdentitySource::Pair { cert, key }) => {
             vec![Place::File(cert), Place::File(key)]
         }
+        SourceKey::Identity(IdentitySource::Secret(_)) => Vec::new(),
         SourceKey::Trust(trust) => {
             let ca = match &trust.ca {
                 CaSource::Path(path) => Some(path),
-                // Wherever the platform keeps them: seen by the periodic check.
-                CaSource::System => None,
+                // Wherever the platform keeps them: seen by the periodic check. And objects tell
+                // of their changes themselves.
+                CaSource::System | CaSource::Objects(_) => None,
             };
             let paths = ca.into_iter().chain(&trust.crl);
             paths.map(Place::FileOrDirectory).collect()

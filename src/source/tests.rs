@@ -13,6 +13,11 @@ use super::*;
 use crate::config::CaSource;
 use crate::failure::Reason;
 
+/// Without a cluster.
+fn read_now(sources: &SourceSet) -> Vec<Reading> {
+    read_all(sources, &Store::new(None))
+}
+
 /// Longer than any loaded machine takes; only a failing test waits for it.
 const GUARD: Duration = Duration::from_secs(60);
 
@@ -42,8 +47,8 @@ impl Watching {
     /// Watches what is known, and returns once every watch is set.
     async fn start<const N: usize>(keys: [SourceKey; N], options: WatchOptions) -> Self {
         let sources = SourceSet::from(keys);
-        let known = read_all(&sources);
-        let (watch, batches) = watch(sources, &known, options);
+        let known = read_now(&sources);
+        let (watch, batches) = watch(sources, &known, options, Store::new(None));
         let mut watching = Self { watch, batches };
         watching.armed().await;
         watching
@@ -354,7 +359,7 @@ async fn a_source_that_is_added_and_known_is_watched_and_not_reported_again() {
     write(&old, "1");
     write(&new, "1");
     let mut watching = Watching::start([config(&old)], NOTIFY_ONLY).await;
-    let known = read_all(&SourceSet::from([bundle(&new)]));
+    let known = read_now(&SourceSet::from([bundle(&new)]));
     let set = SourceSet::from([config(&old), bundle(&new)]);
     watching.watch.replace(set, &known);
     watching.armed().await;
@@ -369,9 +374,9 @@ async fn what_changed_between_the_callers_reading_and_the_watch_is_reported() {
     let file = dir.path().join("tls.pem");
     write(&file, "1");
     let set = SourceSet::from([bundle(&file)]);
-    let known = read_all(&set);
+    let known = read_now(&set);
     write(&file, "2");
-    let (watch, batches) = watch(set, &known, BLIND);
+    let (watch, batches) = watch(set, &known, BLIND, Store::new(None));
     let mut watching = Watching { watch, batches };
     let batch = watching.next().await;
     assert_eq!(text(&batch, &bundle(&file)).as_deref(), Some("2"));
@@ -382,7 +387,12 @@ async fn a_source_that_is_not_known_is_reported_as_a_first_read() {
     let dir = tempdir();
     let file = dir.path().join("tls.pem");
     write(&file, "1");
-    let (watch, batches) = watch(SourceSet::from([bundle(&file)]), &[], BLIND);
+    let (watch, batches) = watch(
+        SourceSet::from([bundle(&file)]),
+        &[],
+        BLIND,
+        Store::new(None),
+    );
     let mut watching = Watching { watch, batches };
     let batch = watching.next().await;
     assert_eq!(batch.trigger, Trigger::Start);
@@ -427,7 +437,7 @@ async fn a_batch_that_was_under_way_cannot_bring_back_what_the_caller_has_read_s
     let mut held = watching.batches.batches.recv().await.unwrap();
     assert_eq!(text(&held, &bundle(&file)).as_deref(), Some("2"));
     write(&file, "3");
-    watching.watch.replace(set.clone(), &read_all(&set));
+    watching.watch.replace(set.clone(), &read_now(&set));
     let (send, batches) = mpsc::channel(1);
     held.readings.truncate(1);
     send.send(held).await.unwrap();
@@ -458,8 +468,8 @@ async fn a_thousand_services_in_shared_directories_cost_one_watch_a_directory() 
         }
         set.insert(pair(&certs, &format!("{n}.crt"), &format!("{n}.key")));
     }
-    let known = read_all(&set);
-    let (watch, batches) = watch(set, &known, NOTIFY_ONLY);
+    let known = read_now(&set);
+    let (watch, batches) = watch(set, &known, NOTIFY_ONLY, Store::new(None));
     let mut watching = Watching { watch, batches };
     watching.armed().await;
     let above = dir.path().components().count();

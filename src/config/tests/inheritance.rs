@@ -18,6 +18,7 @@ fn identity(text: &str) -> Option<String> {
         .map(|identity| match identity {
             IdentitySource::Pair { cert, key } => format!("{} {}", cert.display(), key.display()),
             IdentitySource::Bundle(path) => path.display().to_string(),
+            IdentitySource::Secret(object) => object.to_string(),
         })
 }
 

@@ -8,7 +8,7 @@ use crate::config::{Host, Listen, ServiceName, Timeouts, UncleanClose, UpstreamA
 use crate::metrics::Metrics;
 use crate::proxy::connect::{Progress, connect};
 use crate::proxy::listener::Bound;
-use crate::route::{Handshakes, Presented};
+use crate::route::{Handshakes, Presented, Upstream};
 use crate::tls::client_config::Connector;
 use crate::tls::test_pki::{self, Ca, Leaf, client, policy, trust};
 use crate::workers::Workers;
@@ -75,10 +75,10 @@ fn route(to: SocketAddr, tls: Arc<Connector>) -> Route {
     let metrics = Metrics::new("test").service(&service);
     Route {
         service,
-        upstream: vec![UpstreamAddress {
+        upstream: Upstream::Addresses(vec![UpstreamAddress {
             host: Host::Address(to.ip()),
             port: to.port(),
-        }],
+        }]),
         server_name: None,
         tls,
         identity: Presented::Nothing,
@@ -173,7 +173,10 @@ fn while_the_main_thread_is_busy_callers_are_served_and_names_are_looked_up() {
     let ca = Ca::new("CA");
     let to = greeter(&ca.server());
     let mut route = route(to, client(&policy(), None, &trust(&[&ca])));
-    route.upstream[0].host = Host::Name("localhost".try_into().unwrap());
+    route.upstream = Upstream::Addresses(vec![UpstreamAddress {
+        host: Host::Name("localhost".try_into().unwrap()),
+        port: to.port(),
+    }]);
     let address = std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|free| free.local_addr())
         .unwrap();

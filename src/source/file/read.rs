@@ -14,10 +14,11 @@ use zeroize::Zeroizing;
 
 use super::explain::{Role, missing, refused, unreadable};
 use super::trace::{Identity, identity};
+use crate::cluster::Store;
 use crate::config::{CaSource, IdentitySource, TrustSource};
 use crate::failure::{Explained, Reason};
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
-use crate::source::{Material, Reading, SourceKey, SourceSet};
+use crate::source::{Material, Reading, SourceKey, SourceSet, objects};
 
 /// A file beyond this is no certificate, and reading it again and again would cost.
 pub(crate) const MAX_FILE: usize = 16 << 20;
@@ -42,8 +43,8 @@ pub(crate) type Digest = [u8; 32];
 /// Read again until two passes over the whole set agree, so that nothing half-written and no
 /// mixture of two generations is returned if it can be avoided; after a few attempts the last pass
 /// counts.
-pub(crate) fn read_all(sources: &SourceSet) -> Vec<Reading> {
-    until_agreed(|| sources.iter().map(read).collect())
+pub(crate) fn read_all(sources: &SourceSet, store: &Store) -> Vec<Reading> {
+    until_agreed(|| sources.iter().map(|key| read(key, store)).collect())
 }
 
 fn until_agreed(mut pass: impl FnMut() -> Vec<Reading>) -> Vec<Reading> {
@@ -66,11 +67,11 @@ fn until_agreed(mut pass: impl FnMut() -> Vec<Reading>) -> Vec<Reading> {
 }
 
 /// Reads one source once. Blocks.
-pub(super) fn read(key: &SourceKey) -> Reading {
+pub(super) fn read(key: &SourceKey, store: &Store) -> Reading {
     let material = match key {
         SourceKey::Config(path) => file(Role::Config, path).map(Material::Config),
-        SourceKey::Identity(source) => identity_material(source).map(Material::Identity),
-        SourceKey::Trust(source) => trust_material(source).map(Material::Trust),
+        SourceKey::Identity(source) => identity_material(source, store).map(Material::Identity),
+        SourceKey::Trust(source) => trust_material(source, store).map(Material::Trust),
     };
     Reading {
         key: key.clone(),
@@ -115,7 +116,10 @@ pub(crate) fn digest(material: &Result<Material, Explained>) -> Digest {
     digest
 }
 
-fn identity_material(source: &IdentitySource) -> Result<IdentityMaterial, Explained> {
+fn identity_material(
+    source: &IdentitySource,
+    store: &Store,
+) -> Result<IdentityMaterial, Explained> {
     match source {
         IdentitySource::Pair { cert, key } => {
             match (file(Role::Identity, cert), file(Role::Identity, key)) {
@@ -129,13 +133,18 @@ fn identity_material(source: &IdentitySource) -> Result<IdentityMaterial, Explai
             }
         }
         IdentitySource::Bundle(path) => file(Role::Identity, path).map(IdentityMaterial::Bundle),
+        IdentitySource::Secret(object) => objects::identity(object, store),
     }
 }
 
-fn trust_material(source: &TrustSource) -> Result<TrustMaterial, Explained> {
+fn trust_material(source: &TrustSource, store: &Store) -> Result<TrustMaterial, Explained> {
     let ca = match &source.ca {
         CaSource::Path(path) => file_or_directory(path)?,
         CaSource::System => vec![system_roots()?],
+        CaSource::Objects(all) => {
+            let parts = all.iter().map(|object| objects::ca(object, store));
+            parts.collect::<Result<_, _>>()?
+        }
     };
     let crl = match &source.crl {
         Some(path) => Some(file_or_directory(path)?),
@@ -344,7 +353,7 @@ mod tests {
     }
 
     fn error(key: &SourceKey) -> Explained {
-        read(key).material.unwrap_err()
+        read(key, &Store::new(None)).material.unwrap_err()
     }
 
     #[test]
@@ -407,7 +416,9 @@ mod tests {
             .unwrap()
             .set_len(MAX_FILE as u64)
             .unwrap();
-        let Ok(Material::Trust(read)) = read(&trust(path.clone(), None)).material else {
+        let Ok(Material::Trust(read)) =
+            read(&trust(path.clone(), None), &Store::new(None)).material
+        else {
             panic!("{MAX_FILE} bytes are allowed");
         };
         assert_eq!(read.ca[0].bytes.len(), MAX_FILE);
@@ -451,7 +462,9 @@ mod tests {
         fs::write(ca.join(".a.crt.swp"), "editor").unwrap();
         symlink("a.crt", ca.join("deadbeef.0")).unwrap();
         symlink("gone", ca.join("c.crt")).unwrap();
-        let Ok(Material::Trust(read)) = read(&trust(ca.clone(), Some(ca.clone()))).material else {
+        let Ok(Material::Trust(read)) =
+            read(&trust(ca.clone(), Some(ca.clone())), &Store::new(None)).material
+        else {
             panic!("readable");
         };
         let places: Vec<_> = read.ca.iter().map(|part| part.place.clone()).collect();
@@ -547,7 +560,7 @@ mod tests {
         let config = dir.path().join("config.toml");
         fs::write(&config, "").unwrap();
         let keys = [SourceKey::Config(config), pair(dir.path())];
-        let readings = read_all(&SourceSet::from(keys.clone()));
+        let readings = read_all(&SourceSet::from(keys.clone()), &Store::new(None));
         assert_eq!(readings.len(), 2);
         assert_eq!(readings[0].key, keys[0]);
         assert!(readings[0].material.is_ok());

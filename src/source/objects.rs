@@ -1,0 +1,137 @@
+//! Kubernetes objects as sources: read out of the store of what is known of the cluster, as if
+//! they were files in memory.
+
+use std::collections::BTreeSet;
+
+use crate::cluster::{DataKey, Entry, ObjectData, Store};
+use crate::config::kubernetes::{CaKey, CaObject, ObjectRef};
+use crate::config::{CaSource, IdentitySource};
+use crate::failure::{Explained, Reason};
+use crate::material::{IdentityMaterial, Part};
+
+use super::SourceKey;
+
+/// The entries of a Secret of type `kubernetes.io/tls`, whatever type it has.
+const CERT: &str = "tls.crt";
+const KEY: &str = "tls.key";
+const CA: &str = "ca.crt";
+/// What Kong's CA Secrets and ConfigMaps call it.
+const KONG_CA: &str = "cert";
+
+/// The objects that a source is read from.
+pub(crate) fn objects(source: &SourceKey) -> BTreeSet<DataKey> {
+    match source {
+        SourceKey::Identity(IdentitySource::Secret(object)) => {
+            BTreeSet::from([DataKey::Secret(object.clone())])
+        }
+        SourceKey::Trust(trust) => match &trust.ca {
+            CaSource::Objects(objects) => objects.iter().map(data_key).collect(),
+            CaSource::Path(_) | CaSource::System => BTreeSet::new(),
+        },
+        SourceKey::Config(_)
+        | SourceKey::Identity(IdentitySource::Pair { .. } | IdentitySource::Bundle(_)) => {
+            BTreeSet::new()
+        }
+    }
+}
+
+fn data_key(ca: &CaObject) -> DataKey {
+    match ca {
+        CaObject::Secret { object, .. } => DataKey::Secret(object.clone()),
+        CaObject::ConfigMap { object, .. } => DataKey::ConfigMap(object.clone()),
+        CaObject::TrustBundle { name } => DataKey::TrustBundle(name.clone()),
+    }
+}
+
+/// Certificate and key of a Secret.
+pub(super) fn identity(object: &ObjectRef, store: &Store) -> Result<IdentityMaterial, Explained> {
+    let key = DataKey::Secret(object.clone());
+    let data = existing(&key, store, Reason::IdentityMissing)?;
+    let part = |name: &str| {
+        let bytes = data.entries.get(name).filter(|bytes| !bytes.is_empty());
+        bytes.map(|bytes| Part::new(place(&key, name), bytes.to_vec()))
+    };
+    match (part(CERT), part(KEY)) {
+        (Some(cert), Some(key)) => Ok(IdentityMaterial::Pair { cert, key }),
+        (cert, private) => {
+            let lacks = match (cert.is_some(), private.is_some()) {
+                (false, false) => format!("neither {CERT} nor {KEY}"),
+                (false, true) => format!("no {CERT}"),
+                (true, _) => format!("no {KEY}"),
+            };
+            Err(Explained::new(
+                Reason::BadSecret,
+                format!("{key} has {lacks}; it has {}", contents(&data)),
+            ))
+        }
+    }
+}
+
+/// The CA certificates of one object.
+pub(super) fn ca(ca: &CaObject, store: &Store) -> Result<Part, Explained> {
+    let key = data_key(ca);
+    let data = existing(&key, store, Reason::TrustMissing)?;
+    let names: &[&str] = match ca {
+        CaObject::Secret { key, .. } | CaObject::ConfigMap { key, .. } => match key {
+            CaKey::Named(name) => &[name.as_str()],
+            CaKey::CertOrCaCrt => &[KONG_CA, CA],
+        },
+        CaObject::TrustBundle { .. } => &[CA],
+    };
+    let found = names.iter().find_map(|name| {
+        let bytes = data.entries.get(*name).filter(|bytes| !bytes.is_empty())?;
+        Some(Part::new(place(&key, name), bytes.to_vec()))
+    });
+    found.ok_or_else(|| {
+        let detail = format!(
+            "{key} has no {}; it has {}",
+            names.join(" and no "),
+            contents(&data)
+        );
+        Explained::new(Reason::BadSecret, detail)
+    })
+}
+
+fn place(key: &DataKey, entry: &str) -> String {
+    format!("{key}, {entry}")
+}
+
+/// The names of what is in it, which are no secret.
+fn contents(data: &ObjectData) -> String {
+    let names: Vec<&str> = data.entries.keys().map(String::as_str).collect();
+    let kind = match data.kind.as_str() {
+        "" => String::new(),
+        kind => format!(" (type {kind})"),
+    };
+    match names.as_slice() {
+        [] => format!("no data{kind}"),
+        names => format!("{}{kind}", names.join(", ")),
+    }
+}
+
+fn existing(
+    key: &DataKey,
+    store: &Store,
+    missing: Reason,
+) -> Result<std::sync::Arc<ObjectData>, Explained> {
+    match store.data(key) {
+        Entry {
+            value: Some(Some(data)),
+            ..
+        } => Ok(data),
+        Entry {
+            value: Some(None), ..
+        } => Err(Explained::new(missing, format!("{key} does not exist"))),
+        Entry {
+            value: None,
+            trouble: Some(why),
+        } => Err(why),
+        Entry {
+            value: None,
+            trouble: None,
+        } => Err(Explained::new(
+            Reason::ApiUnavailable,
+            format!("the API server has not yet said what {key} holds"),
+        )),
+    }
+}
