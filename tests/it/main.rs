@@ -20,6 +20,8 @@ mod half_close;
 mod handshakes;
 mod interop;
 mod kit;
+#[cfg(feature = "kubernetes")]
+mod kube_server;
 mod limits;
 mod mtls;
 mod real_servers;
