@@ -13,6 +13,7 @@
 
 mod admin;
 mod cli;
+mod deploy;
 mod drain;
 mod failures;
 mod half_close;
