@@ -36,6 +36,8 @@ mod gate;
 mod plan;
 mod server;
 mod target;
+#[cfg(test)]
+mod test_api;
 mod wire;
 
 /// Where a pod finds the namespace that it runs in.
@@ -65,10 +67,12 @@ pub(crate) fn own_namespace() -> Option<String> {
 /// Every task has ended when it returns; dropped, it ends them too.
 pub(crate) async fn run(store: Arc<Store>, provider: Arc<CryptoProvider>, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
+    // Boxed, since most who run this follow nothing.
+    let following = Box::pin(follow_all(&store, &provider, &mut tasks));
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        never = follow_all(&store, &provider, &mut tasks) => match never {},
+        never = following => match never {},
     }
     tasks.shutdown().await;
 }

@@ -196,12 +196,9 @@ impl Trouble {
             _ if is_from_the_future(status) => return Self::Expired,
             _ => {}
         }
-        let asked = retry_after.or(status
-            .details
-            .as_ref()
-            .map(|details| details.retry_after_seconds)
-            .filter(|seconds| *seconds > 0)
-            .map(Duration::from_secs));
+        let details = status.details.as_ref();
+        let seconds = details.map_or(0, |details| details.retry_after_seconds);
+        let after = retry_after.or_else(|| (seconds > 0).then(|| Duration::from_secs(seconds)));
         match code {
             StatusCode::UNAUTHORIZED => Self::Unknown(Explained::new(
                 Reason::Forbidden,
@@ -227,7 +224,7 @@ impl Trouble {
                     Reason::ApiUnavailable,
                     format!("{server}: {code}{}", quoted(message)),
                 ),
-                after: asked,
+                after,
             },
             _ => {
                 let verb = verb.as_str();
@@ -270,8 +267,7 @@ fn quoted(message: &str) -> String {
         return String::new();
     }
     let line = message.lines().next().unwrap_or_default();
-    let end = line.floor_char_boundary(MOST);
-    format!(": {}", line.get(..end).unwrap_or_default())
+    format!(": {}", line.chars().take(MOST).collect::<String>())
 }
 
 /// An error with what caused it.
