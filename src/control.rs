@@ -244,6 +244,8 @@ impl Control {
                 },
                 // A request that nobody can carry out is dropped, which its asker is told.
                 Some(request) = reloads.recv() => if watching {
+                    // Objects tell of their changes; what keeps them from it is tried again now.
+                    cluster.hurry();
                     self.requests.push((self.watch.request(), request));
                 },
                 () = cluster.changed() => self.cluster_changed(),
