@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
+use crate::kubernetes;
 use crate::metrics::Metrics;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
 use crate::telemetry::{self, LogFormat};
 
@@ -79,16 +81,22 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     info!(version = VERSION, config = %config.display(), "starting");
 
     let metrics = Arc::new(Metrics::new(VERSION));
+    let cluster = Store::new(kubernetes::own_namespace());
     let setup = Setup {
         path: config,
         environment,
         provider: aws_lc_rs::default_provider(),
         metrics: Arc::clone(&metrics),
-        cluster: Store::new(None),
+        cluster: Arc::clone(&cluster),
         shutdown: shutdown.clone(),
         log,
         version: VERSION,
     };
+    let mut following = std::pin::pin!(async {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        kubernetes::run(cluster, provider, CancellationToken::new()).await;
+        std::future::pending::<Infallible>().await
+    });
     // Reading may take for ever (a dead network file system); a signal ends it.
     let control = tokio::select! {
         biased;
@@ -96,6 +104,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             info!(signal, "stopped before everything was read");
             return ExitCode::SUCCESS;
         }
+        never = &mut following => match never {},
         started = Control::start(setup, reloads) => match started {
             Ok(control) => control,
             Err(refused) => return refuse_to_start(&refused, format),
@@ -110,29 +119,15 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         return ExitCode::from(FAILED_TO_START);
     }
 
-    shutdown.connections().spawn(hangups);
-    let mut control = std::pin::pin!(async {
+    let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = give_back_memory(&metrics) => match never {},
-        }
-    });
-    let stopped = tokio::select! {
-        stopped = &mut control => stopped,
-        signal = stop.next() => {
-            info!(signal, "draining");
-            shutdown.drain().cancel();
-            control.await
-        }
-        // With a part of it gone, a process must not look alive: whoever watches over it starts
-        // it again. What still works may end as with a signal.
-        () = shutdown.fault().cancelled() => {
-            error!(reason = %Reason::Internal, hint = Reason::Internal.hint(), "draining");
-            shutdown.drain().cancel();
-            control.await
+            never = &mut following => match never {},
         }
     };
-    let drained = drain(&shutdown, stopped.shutdown_timeout, &mut stop).await;
+    let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);
+    let drained = drain(&shutdown, hurry, &mut stop).await;
     stopped.finish().await;
     if shutdown.fault().is_cancelled() {
         return ExitCode::from(FAILED_TO_START);
@@ -160,16 +155,53 @@ async fn give_back_memory(metrics: &Metrics) -> Infallible {
     }
 }
 
-/// Waits for connections to end by themselves; at the deadline, or at a second signal, ends them.
-/// True if none was left to end.
-async fn drain(shutdown: &Shutdown, timeout: Duration, stop: &mut Stop) -> bool {
+/// Waits until the process is asked to end; then says so, and after `shutdown_delay` begins the
+/// drain. Returns the second signal, where that came first.
+async fn leave(shutdown: &Shutdown, stop: &mut Stop) -> Option<&'static str> {
+    let because = tokio::select! {
+        signal = stop.next() => signal,
+        () = shutdown.fault().cancelled() => "a fault",
+    };
+    let Terms { delay, timeout } = shutdown.terms();
+    shutdown.leaving().cancel();
+    info!(
+        because,
+        shutdown_delay_seconds = delay.as_secs_f64(),
+        shutdown_timeout_seconds = timeout.as_secs_f64(),
+        "stopping: no longer ready"
+    );
+    let hurry = tokio::select! {
+        biased;
+        // With a part of it gone, a process must not look alive: whoever watches over it starts
+        // it again. What still works may end as with a signal.
+        () = shutdown.fault().cancelled() => {
+            error!(reason = %Reason::Internal, hint = Reason::Internal.hint(), "a part has failed");
+            None
+        }
+        signal = stop.second() => Some(signal),
+        () = tokio::time::sleep(delay) => None,
+    };
+    info!("draining: no new connections");
+    shutdown.drain().cancel();
+    hurry
+}
+
+/// Waits for connections to end by themselves; at the deadline, or at a second signal (`hurry`, if
+/// it has come already), ends them. True if none was left to end.
+async fn drain(shutdown: &Shutdown, hurry: Option<&'static str>, stop: &mut Stop) -> bool {
     let connections = shutdown.connections();
     connections.close();
+    let second_signal = async {
+        match hurry {
+            Some(signal) => signal,
+            None => stop.second().await,
+        }
+    };
     let why = tokio::select! {
         biased;
         () = connections.wait() => return true,
-        signal = stop.next() => signal,
-        () = tokio::time::sleep(timeout) => "shutdown_timeout",
+        signal = second_signal => signal,
+        () = tokio::time::sleep(shutdown.terms().timeout) => "shutdown_timeout",
     };
     warn!(
         because = why,

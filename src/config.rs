@@ -174,6 +174,12 @@ impl Config {
         }
     }
 
+    /// Whether a service stands in no file but follows from a Kubernetes Service.
+    pub(crate) fn is_discovered(&self, name: &ServiceName) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands
     /// that ask the running process. `None` is `"off"`.
     ///

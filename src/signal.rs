@@ -1,5 +1,5 @@
 //! What the process is told by signals: SIGHUP asks for a reload, SIGTERM and SIGINT for the
-//! drain, and a second one of these for the end.
+//! ending, and a second one of these for the end at once.
 
 use std::io;
 
@@ -14,6 +14,7 @@ use crate::shutdown::Shutdown;
 pub(crate) struct Stop {
     term: Signal,
     int: Signal,
+    received: u32,
 }
 
 impl Stop {
@@ -25,19 +26,34 @@ impl Stop {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
+            received: 0,
         })
     }
 
     /// The next of them, by name. Cancel-safe.
     pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
+        let signal = tokio::select! {
             _ = self.term.recv() => "SIGTERM",
             _ = self.int.recv() => "SIGINT",
+        };
+        self.received = self.received.saturating_add(1);
+        signal
+    }
+
+    /// The next of them that is not the first. Cancel-safe.
+    pub(crate) async fn second(&mut self) -> &'static str {
+        loop {
+            let signal = self.next().await;
+            if self.received > 1 {
+                return signal;
+            }
+            info!(signal, "stopping already");
         }
     }
 }
 
-/// Turns each SIGHUP into a reload until the drain begins.
+/// Turns each SIGHUP into a reload until the drain begins: while the process only says that it
+/// leaves, connections are still made, with certificates that may be renewed.
 ///
 /// # Errors
 /// What the system reports, at once.

@@ -1,19 +1,32 @@
 //! How the process ends.
 
+use std::time::{Duration, Instant};
+
 use rustix::process::Signal;
 
-use crate::support::net::{Caller, Ending};
-use crate::support::scene::{NAME, Scene};
+use crate::support::net::{Caller, Ending, address};
+use crate::support::scene::{NAME, Scene, visit};
 use crate::support::until;
 use crate::support::upstream::Behaviour;
 
 /// A scene whose process may take `shutdown_timeout` to drain.
 async fn scene_with(shutdown_timeout: &str) -> Scene {
+    scene_ending(&format!("shutdown_timeout = \"{shutdown_timeout}\"")).await
+}
+
+/// A scene with these lines at the top of the file, since a reload.
+async fn scene_ending(lines: &str) -> Scene {
     let mut scene = Scene::new(Behaviour::Identify).await;
-    let timeout = format!("shutdown_timeout = \"{shutdown_timeout}\"");
-    scene.config = scene.config.top(&timeout);
+    scene.config = scene.config.top(lines);
     scene.proxy.adopt(&scene.config).await;
     scene
+}
+
+async fn denies_readiness(scene: &Scene) {
+    until("readiness to be taken back", async || {
+        (scene.proxy.get("/readyz").await.code == 503).then_some(())
+    })
+    .await;
 }
 
 async fn refuses_new_callers(scene: &Scene) {
@@ -77,13 +90,71 @@ async fn a_second_signal_ends_open_connections_at_once() {
 async fn while_draining_the_process_is_alive_but_not_ready() {
     let scene = scene_with("5m").await;
     let (_caller, _) = scene.introduce().await;
+    assert_eq!(scene.proxy.metric("tlsward_stopping", &[]).await, 0.0);
     scene.proxy.signal(Signal::TERM);
-    until("readiness to be taken back", async || {
-        (scene.proxy.get("/readyz").await.code == 503).then_some(())
-    })
-    .await;
+    denies_readiness(&scene).await;
     assert_eq!(scene.proxy.get("/livez").await.code, 200);
     assert_eq!(scene.proxy.status().await["state"], "stopping");
+    assert_eq!(scene.proxy.metric("tlsward_stopping", &[]).await, 1.0);
+}
+
+#[tokio::test]
+async fn during_shutdown_delay_readiness_is_denied_and_new_callers_are_served() {
+    let mut scene = scene_ending("shutdown_delay = \"5m\"").await;
+    scene.proxy.signal(Signal::TERM);
+    denies_readiness(&scene).await;
+    let process = scene.proxy.status().await;
+    assert_eq!(process["state"], "stopping");
+    assert_eq!(process["services"][0]["state"], "ready");
+    assert_eq!(scene.proxy.metric("tlsward_stopping", &[]).await, 1.0);
+    visit(&scene.service).await;
+    scene.proxy.counter_becomes(NAME, "open", 0).await;
+    // Nobody is connected, but somebody may want to be.
+    scene.proxy.signal(Signal::TERM);
+    assert_eq!(scene.proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn during_shutdown_delay_certificates_and_configuration_are_renewed() {
+    let scene = scene_ending("shutdown_delay = \"5m\"").await;
+    scene.proxy.signal(Signal::TERM);
+    denies_readiness(&scene).await;
+    let renewed = scene.pki.client(NAME);
+    scene.pki.identity_files(NAME, &renewed);
+    assert_eq!(scene.proxy.reload().await.code, 200);
+    assert_eq!(visit(&scene.service).await.serial, renewed.serial());
+    let other = scene.service.clone().named("other").listening_on(address());
+    let config = scene.config.clone().service(other.clone());
+    scene.proxy.adopt(&config).await;
+    visit(&other).await;
+    assert_eq!(scene.proxy.get("/readyz").await.code, 503);
+}
+
+#[tokio::test]
+async fn the_drain_begins_after_shutdown_delay_and_shutdown_timeout_counts_from_there() {
+    const DELAY: Duration = Duration::from_millis(400);
+    let mut scene = scene_ending("shutdown_delay = \"400ms\"\nshutdown_timeout = \"200ms\"").await;
+    let (mut caller, _) = scene.introduce().await;
+    let asked = Instant::now();
+    scene.proxy.signal(Signal::TERM);
+    refuses_new_callers(&scene).await;
+    assert!(asked.elapsed() >= DELAY, "{:?}", asked.elapsed());
+    // It would have been over before the delay.
+    assert_eq!(caller.ending().await, Ending::Reset);
+    assert!(asked.elapsed() >= DELAY + Duration::from_millis(200));
+    assert_eq!(scene.proxy.exit().await.code(), Some(3));
+}
+
+#[tokio::test]
+async fn a_second_signal_during_shutdown_delay_ends_open_connections_at_once() {
+    let mut scene = scene_ending("shutdown_delay = \"5m\"\nshutdown_timeout = \"5m\"").await;
+    let (mut caller, _) = scene.introduce().await;
+    scene.proxy.signal(Signal::TERM);
+    denies_readiness(&scene).await;
+    caller.echo(b"still here").await;
+    scene.proxy.signal(Signal::INT);
+    assert_eq!(caller.ending().await, Ending::Reset);
+    assert_eq!(scene.proxy.exit().await.code(), Some(3));
 }
 
 #[tokio::test]

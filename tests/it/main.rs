@@ -19,6 +19,10 @@ mod half_close;
 mod handshakes;
 mod interop;
 mod kit;
+#[cfg(feature = "kubernetes")]
+mod kube_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod mtls;
 mod real_servers;
