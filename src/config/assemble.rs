@@ -86,6 +86,7 @@ pub(super) fn assemble(
         services: services.built,
         unbuilt: services.unbuilt,
         backends: services.backends,
+        discovered: services.discovered,
         origins: Origins(services.origins),
     }
 }
@@ -218,6 +219,7 @@ struct Services {
     built: BTreeMap<ServiceName, super::Service>,
     unbuilt: BTreeMap<ServiceName, Unbuilt>,
     backends: BTreeMap<ServiceName, ObjectRef>,
+    discovered: BTreeSet<ServiceName>,
     origins: BTreeMap<ServiceName, BTreeMap<&'static str, super::Origin>>,
 }
 

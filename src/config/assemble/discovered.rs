@@ -44,11 +44,11 @@ impl Services {
             let Some(name) = ServiceName::discovered(&service.object) else {
                 continue;
             };
-            self.discovered(name, service, discovery, inherited, taken, findings);
+            self.one(name, service, discovery, inherited, taken, findings);
         }
     }
 
-    fn discovered(
+    fn one(
         &mut self,
         mut name: ServiceName,
         service: &ServiceObject,
@@ -136,6 +136,7 @@ impl Services {
             (None, None) => None,
         };
         self.backends.insert(name.clone(), service.object.clone());
+        self.discovered.insert(name.clone());
         match (obstacle, built) {
             (Some(obstacle), _) => {
                 let unbuilt = Unbuilt {

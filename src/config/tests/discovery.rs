@@ -319,6 +319,15 @@ fn a_service_of_the_file_for_the_same_kubernetes_service_does_not_stop_its_disco
     );
     let config = discover(&file, [listens("payments/billing", "7001")]);
     assert_eq!(names(&config), ["billing.payments", "own"]);
+    let discovered: Vec<&ServiceName> = config
+        .services
+        .keys()
+        .filter(|name| config.is_discovered(name))
+        .collect();
+    assert_eq!(
+        discovered,
+        [&ServiceName::parse("billing.payments").unwrap()]
+    );
     let objects: Vec<&ObjectRef> = config.backends.values().collect();
     assert_eq!(objects[0], objects[1]);
 }
