@@ -150,6 +150,7 @@ async fn give_back_memory(metrics: &Metrics) -> Infallible {
 async fn leave(shutdown: &Shutdown, stop: &mut Stop) -> Option<&'static str> {
     let because = tokio::select! {
         signal = stop.next() => signal,
+        () = shutdown.leaving().cancelled() => "POST /quit",
         () = shutdown.fault().cancelled() => "a fault",
     };
     let Terms { delay, timeout } = shutdown.terms();

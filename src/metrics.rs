@@ -87,6 +87,12 @@ impl Metrics {
         self.inner.prune();
     }
 
+    /// How many connections are open now, of all services.
+    pub(crate) fn open(&self) -> u64 {
+        let services = lock(&self.inner.services);
+        services.values().map(|entry| entry.metrics.open()).sum()
+    }
+
     /// How many connections have ended so far, of all services that are known.
     pub(crate) fn ended(&self) -> u64 {
         let services = lock(&self.inner.services);
