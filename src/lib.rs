@@ -31,6 +31,7 @@ pub mod failure;
 pub mod fuzzing;
 mod material;
 mod metrics;
+mod mountinfo;
 mod probe;
 mod proxy;
 mod route;
