@@ -2,12 +2,10 @@
 //! Decides nothing.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
@@ -16,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
+use crate::limits::mind_memory;
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
@@ -25,11 +24,6 @@ use crate::telemetry::{self, LogFormat};
 pub(crate) const FAILED_TO_START: u8 = 1;
 pub(crate) const BAD_CONFIGURATION: u8 = 2;
 const CONNECTIONS_LEFT: u8 = 3;
-
-/// How often it is seen whether memory can be given back, and after how many connections it is
-/// worth the search: half a megabyte, against a few hundred microseconds.
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
-const WORTH_GIVING_BACK: u64 = 100;
 
 /// The version that users see.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -110,10 +104,17 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         return ExitCode::from(FAILED_TO_START);
     }
 
+    let memory = async {
+        match metrics.crew() {
+            Some(crew) => mind_memory(&metrics, &crew).await,
+            // Not after a start that went well.
+            None => std::future::pending().await,
+        }
+    };
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
-            never = give_back_memory(&metrics) => match never {},
+            never = memory => match never {},
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);
@@ -127,21 +128,6 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(CONNECTIONS_LEFT)
-    }
-}
-
-/// Lets the kernel have what connections have left behind, which glibc keeps of itself: some 6 KB
-/// for each of the most that were ever open at once (docs/decisions/0015-allocator.md).
-async fn give_back_memory(metrics: &Metrics) -> Infallible {
-    let mut ended = 0;
-    loop {
-        tokio::time::sleep(GIVE_BACK_EVERY).await;
-        let now = metrics.ended();
-        // The series of a removed service are dropped, so it can fall.
-        if now.abs_diff(ended) >= WORTH_GIVING_BACK {
-            ended = now;
-            tlsward_sys::give_back_free_memory();
-        }
     }
 }
 

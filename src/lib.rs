@@ -29,6 +29,7 @@ pub mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod limits;
 mod material;
 mod metrics;
 mod mountinfo;

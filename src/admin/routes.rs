@@ -90,7 +90,9 @@ where
         ),
         Endpoint::Metrics => Answer::new(StatusCode::OK, CLASSIC, shared.metrics.encode()),
         Endpoint::Status => {
-            let value = status::render_json(&status(), |name| shared.metrics.traffic(name));
+            let memory = shared.metrics.memory();
+            let traffic = |name: &str| shared.metrics.traffic(name);
+            let value = status::render_json(&status(), &memory, traffic);
             Answer::json(StatusCode::OK, &value)
         }
         Endpoint::Reload => reload(shared).await?,

@@ -25,5 +25,6 @@ mod real_servers;
 mod reload;
 mod resumption;
 mod rotation;
+mod sidecar;
 mod support;
 mod workers;
