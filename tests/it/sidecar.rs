@@ -1,12 +1,12 @@
 //! What the container around the process decides: its memory, its CPUs, its mounts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::support::net::Caller;
 use crate::support::pki::Pki;
-use crate::support::proxy::{Config, LogLine, Proxy, Service};
+use crate::support::proxy::{Config, LogLine, Proxy, Service, series};
 use crate::support::scene::{NAME, introduce};
 use crate::support::upstream::Upstream;
 
@@ -157,4 +157,57 @@ async fn without_a_memory_limit_status_says_what_the_process_holds() {
     assert_eq!(memory["limit_bytes"], Value::Null);
     let text = proxy.get("/metrics").await.body;
     assert!(text.contains("tlsward_memory_bytes") && !text.contains("tlsward_memory_limit_bytes"));
+}
+
+/// The program where /sys/fs/cgroup is `tree` and the process is in the cgroup that `membership`
+/// tells.
+async fn worker_count(pki: &Pki, tree: &Path, membership: &str) -> usize {
+    let membership = pki.write("proc.cgroup", membership);
+    let script = format!(
+        "mount --bind {} /sys/fs/cgroup && mount --bind {} /proc/$$/cgroup && exec \"$@\"",
+        tree.display(),
+        membership.display()
+    );
+    let (proxy, service, _upstream) = within(&script, pki).await;
+    introduce(&service).await;
+    let metrics = proxy.get("/metrics").await.body;
+    series(&metrics, "tlsward_worker_connections", &[]).len()
+}
+
+#[tokio::test]
+async fn a_cpu_quota_of_either_version_bounds_the_number_of_workers() {
+    let pki = Pki::new();
+    let tree = |name: &str, files: &[(&str, &str)]| {
+        let tree = pki.path(name);
+        for (file, text) in files {
+            let file = tree.join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        }
+        tree
+    };
+    // The quota of the pod around the container counts too. 1.9 CPUs are one worker.
+    let v2 = tree(
+        "v2",
+        &[
+            ("pod/own/cgroup.controllers", "cpu memory\n"),
+            ("pod/cpu.max", "190000 100000\n"),
+            ("pod/own/cpu.max", "max 100000\n"),
+        ],
+    );
+    assert_eq!(worker_count(&pki, &v2, "0::/pod/own\n").await, 1);
+    let v1 = tree(
+        "v1",
+        &[
+            ("cpu/pod/own/cpu.cfs_quota_us", "-1\n"),
+            ("cpu/pod/own/cpu.cfs_period_us", "100000\n"),
+            ("cpu/pod/cpu.cfs_quota_us", "50000\n"),
+            ("cpu/pod/cpu.cfs_period_us", "100000\n"),
+        ],
+    );
+    assert_eq!(worker_count(&pki, &v1, "4:cpu:/pod/own\n0::/\n").await, 1);
+    // Without one there is a worker for each CPU.
+    let none = tree("none", &[("cgroup.controllers", "\n")]);
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    assert_eq!(worker_count(&pki, &none, "0::/\n").await, cpus);
 }
