@@ -2,6 +2,7 @@
 //! Decides nothing.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,11 +10,13 @@ use std::sync::Arc;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
+use crate::kubernetes;
 use crate::limits::mind_memory;
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, Terms};
@@ -73,16 +76,22 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     info!(version = VERSION, config = %config.display(), "starting");
 
     let metrics = Arc::new(Metrics::new(VERSION));
+    let cluster = Store::new(kubernetes::own_namespace());
     let setup = Setup {
         path: config,
         environment,
         provider: aws_lc_rs::default_provider(),
         metrics: Arc::clone(&metrics),
-        cluster: Store::new(None),
+        cluster: Arc::clone(&cluster),
         shutdown: shutdown.clone(),
         log,
         version: VERSION,
     };
+    let mut following = std::pin::pin!(async {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        kubernetes::run(cluster, provider, CancellationToken::new()).await;
+        std::future::pending::<Infallible>().await
+    });
     // Reading may take for ever (a dead network file system); a signal ends it.
     let control = tokio::select! {
         biased;
@@ -90,6 +99,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             info!(signal, "stopped before everything was read");
             return ExitCode::SUCCESS;
         }
+        never = &mut following => match never {},
         started = Control::start(setup, reloads) => match started {
             Ok(control) => control,
             Err(refused) => return refuse_to_start(&refused, format),
@@ -115,6 +125,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = memory => match never {},
+            never = &mut following => match never {},
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);

@@ -222,6 +222,10 @@ fn values(config: &Config, service: &Service) -> BTreeMap<&'static str, String> 
         Origin::Defaults { line } => format!("[defaults], line {line}"),
         Origin::Service { line } => format!("[services.{}], line {line}", service.name),
         Origin::Environment(variable) => (*variable).to_owned(),
+        Origin::Annotation(annotation) => match config.backends.get(&service.name) {
+            Some(object) => format!("annotation {annotation} of Service {object}"),
+            None => format!("annotation {annotation}"),
+        },
     };
     origins
         .iter()

@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use rustls::crypto::aws_lc_rs;
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Client, ReloadOutcome};
 use crate::app::{self, BAD_CONFIGURATION, FAILED_TO_START, RunOptions};
+use crate::cluster::Store;
 use crate::config::{Config, Listen, ServiceName};
 use crate::control::{self, Refused, State};
 use crate::demo::{self, DemoOptions};
 use crate::telemetry::LogFormat;
-use crate::{check, clock, probe, status};
+use crate::{check, clock, kubernetes, probe, status};
 
 /// Plain TCP in, verified mutual TLS out: each service with its own client certificate, renewed
 /// while it runs.
@@ -227,7 +230,18 @@ async fn carry_out(command: Command) -> ExitCode {
 }
 
 async fn examine(path: PathBuf) -> Result<State, Refused> {
-    control::examine(path, &environment(), aws_lc_rs::default_provider()).await
+    let environment = environment();
+    let cluster = Store::new(kubernetes::own_namespace());
+    let provider = aws_lc_rs::default_provider();
+    let following = kubernetes::run(
+        Arc::clone(&cluster),
+        Arc::new(provider.clone()),
+        CancellationToken::new(),
+    );
+    tokio::select! {
+        state = control::examine(path, &environment, provider, cluster) => state,
+        () = following => unreachable!("nobody stops it"),
+    }
 }
 
 async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {

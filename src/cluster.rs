@@ -12,12 +12,16 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use zeroize::Zeroizing;
 
-use crate::config::kubernetes::{Kubernetes, ObjectRef, ServiceObject};
+use crate::config::kubernetes::{self, Kubernetes, ObjectRef, ServiceObject};
 use crate::failure::Explained;
 
 mod endpoints;
 
 pub(crate) use endpoints::{Backend, Place, choose};
+
+/// Up to so many Services of one namespace are followed one by one, so that a role can name them;
+/// with more, all Services of the namespace are watched together.
+pub(crate) const SERVICES_BY_NAME: usize = 32;
 
 /// An object that holds certificates or keys.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -232,6 +236,33 @@ impl Store {
         self.known().discovered.clone()
     }
 
+    /// What a configuration may know of the cluster.
+    pub(crate) fn view(&self) -> kubernetes::Cluster {
+        let known = self.known();
+        let all = known.discovered.value.as_ref().and_then(Option::as_ref);
+        let discovered = all.into_iter().flatten();
+        let mut services: BTreeMap<ObjectRef, kubernetes::Known> = known
+            .services
+            .iter()
+            .filter_map(|(object, entry)| {
+                let service = match entry.value.as_ref()? {
+                    Some(service) => kubernetes::Known::Exists(Arc::clone(service)),
+                    None => kubernetes::Known::Missing,
+                };
+                Some((object.clone(), service))
+            })
+            .collect();
+        services.extend(discovered.clone().map(|(object, service)| {
+            let service = kubernetes::Known::Exists(Arc::clone(service));
+            (object.clone(), service)
+        }));
+        kubernetes::Cluster {
+            own_namespace: self.own_namespace.clone(),
+            discovered: discovered.map(|(object, _)| object.clone()).collect(),
+            services,
+        }
+    }
+
     /// What is in trouble, with the reason.
     pub(crate) fn troubles(&self) -> BTreeMap<Subject, Explained> {
         fn of<'k, K: 'k + Clone, V: 'k>(
@@ -299,17 +330,14 @@ impl Store {
     }
 
     fn is_answered(&self, wanted: &Wanted) -> bool {
-        fn is<T>(entry: Option<&Entry<T>>) -> bool {
-            entry.is_some_and(|entry| entry.value.is_some() || entry.trouble.is_some())
-        }
         let known = self.known();
         let mut data = wanted.data.iter();
         let mut services = wanted.services.iter();
         let mut endpoints = wanted.endpoints.iter();
-        data.all(|key| is(known.data.get(key)))
-            && services.all(|key| is(known.services.get(key)))
-            && endpoints.all(|key| is(known.endpoints.get(key)))
-            && (wanted.settings.discovery.is_none() || is(Some(&known.discovered)))
+        data.all(|key| is_answered(known.data.get(key)))
+            && services.all(|key| is_answered(known.services.get(key)))
+            && endpoints.all(|key| is_answered(known.endpoints.get(key)))
+            && (wanted.settings.discovery.is_none() || is_answered(Some(&known.discovered)))
     }
 
     // === for kubernetes ===
@@ -381,19 +409,24 @@ impl Store {
         });
     }
 
-    /// All Services that discovery selects.
-    pub(crate) fn put_discovered(&self, all: BTreeMap<ObjectRef, Arc<ServiceObject>>) {
+    /// All Services that discovery selects, and why those of some namespaces may be missing.
+    pub(crate) fn put_discovered(
+        &self,
+        all: BTreeMap<ObjectRef, Arc<ServiceObject>>,
+        trouble: Option<Explained>,
+    ) {
         let mut known = self.known();
         if self.wanted.borrow().settings.discovery.is_none() {
             return;
         }
-        let recovered = known.discovered.trouble.take().is_some();
+        let troubles = known.discovered.trouble != trouble;
+        known.discovered.trouble = trouble;
         let value = Some(Some(all));
         let differs = known.discovered.value != value;
         known.discovered.value = value;
         self.wrote(known, |changes| {
             changes.services |= differs;
-            changes.troubles |= recovered;
+            changes.troubles |= troubles;
         });
     }
 
@@ -434,6 +467,31 @@ impl Store {
         self.wrote(known, |changes| changes.troubles = true);
     }
 
+    /// News of `subject` are to be had again, and there are none.
+    pub(crate) fn clear_trouble(&self, subject: &Subject) {
+        let mut known = self.known();
+        let trouble = match subject {
+            Subject::Data(key) => known.data.get_mut(key).map(|it| &mut it.trouble),
+            Subject::Service(object) => known.services.get_mut(object).map(|it| &mut it.trouble),
+            Subject::Endpoints(object) => known.endpoints.get_mut(object).map(|it| &mut it.trouble),
+            Subject::Discovery => Some(&mut known.discovered.trouble),
+        };
+        if trouble.is_some_and(|trouble| trouble.take().is_some()) {
+            self.wrote(known, |changes| changes.troubles = true);
+        }
+    }
+
+    /// Whether there is an answer about `subject`, or trouble.
+    pub(crate) fn is_known(&self, subject: &Subject) -> bool {
+        let known = self.known();
+        match subject {
+            Subject::Data(key) => is_answered(known.data.get(key)),
+            Subject::Service(object) => is_answered(known.services.get(object)),
+            Subject::Endpoints(object) => is_answered(known.endpoints.get(object)),
+            Subject::Discovery => is_answered(Some(&known.discovered)),
+        }
+    }
+
     fn wrote(&self, mut known: MutexGuard<'_, Known>, change: impl FnOnce(&mut Changes)) {
         change(&mut known.changes);
         let tell = !known.changes.is_empty();
@@ -442,5 +500,121 @@ impl Store {
             self.changed.notify_one();
         }
         self.writes.send_modify(|writes| *writes += 1);
+    }
+}
+
+fn is_answered<T>(entry: Option<&Entry<T>>) -> bool {
+    entry.is_some_and(|entry| entry.value.is_some() || entry.trouble.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Reason;
+
+    fn secret(name: &str) -> DataKey {
+        DataKey::Secret(ObjectRef::new("payments", name))
+    }
+
+    fn data(text: &str) -> ObjectData {
+        let bytes = Zeroizing::new(text.as_bytes().to_vec());
+        ObjectData {
+            uid: "1".into(),
+            kind: "kubernetes.io/tls".into(),
+            entries: [("tls.crt".to_owned(), bytes)].into(),
+        }
+    }
+
+    fn store(names: &[&str]) -> Arc<Store> {
+        let store = Store::new(Some("payments".into()));
+        store.follow(Wanted {
+            data: names.iter().map(|name| secret(name)).collect(),
+            endpoints: [ObjectRef::new("payments", "billing")].into(),
+            ..Wanted::default()
+        });
+        store
+    }
+
+    fn trouble() -> Explained {
+        Explained::new(Reason::ApiUnavailable, "away")
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_neither_kept_nor_told() {
+        let store = store(&["billing"]);
+        store.put_data(secret("other"), Some(data("1")));
+        store.put_trouble(Subject::Data(secret("other")), trouble());
+        assert_eq!(store.data(&secret("other")), Entry::default());
+        assert!(store.take_changed_data().is_empty() && store.troubles().is_empty());
+
+        store.put_data(secret("billing"), Some(data("1")));
+        assert_eq!(store.take_changed_data(), [secret("billing")].into());
+        store.follow(Wanted::default());
+        assert_eq!(store.data(&secret("billing")), Entry::default());
+    }
+
+    #[test]
+    fn equal_news_is_no_news_but_ends_trouble() {
+        let store = store(&["billing"]);
+        store.put_data(secret("billing"), Some(data("1")));
+        store.take_changed_data();
+        store.put_trouble(Subject::Data(secret("billing")), trouble());
+        assert!(store.take_changes().troubles);
+        // What was known stays, beside the trouble.
+        let entry = store.data(&secret("billing"));
+        assert!(entry.value.flatten().is_some() && entry.trouble.is_some());
+        assert!(store.take_changed_data().is_empty());
+
+        store.put_data(secret("billing"), Some(data("1")));
+        assert!(store.data(&secret("billing")).trouble.is_none());
+        assert!(store.take_changes().troubles);
+        assert!(store.take_changed_data().is_empty());
+        store.put_data(secret("billing"), Some(data("2")));
+        assert_eq!(store.take_changed_data(), [secret("billing")].into());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_waited_for_and_so_is_trouble_but_not_for_ever() {
+        let store = store(&["a", "b"]);
+        let wanted = Wanted {
+            data: [secret("a"), secret("b")].into(),
+            ..Wanted::default()
+        };
+        let limit = Duration::from_secs(5);
+        let begun = tokio::time::Instant::now();
+        store.answered(&wanted, limit).await;
+        assert_eq!(begun.elapsed(), limit);
+
+        let begun = tokio::time::Instant::now();
+        tokio::join!(store.answered(&wanted, limit), async {
+            store.put_data(secret("a"), None);
+            tokio::task::yield_now().await;
+            store.put_trouble(Subject::Data(secret("b")), trouble());
+        });
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_changes_is_woken_by_each_kind() {
+        let store = store(&["a"]);
+        tokio::join!(store.data_changed(), async {
+            store.put_data(secret("a"), Some(data("1")));
+        });
+        let service = ObjectRef::new("payments", "billing");
+        tokio::join!(store.changed(), async {
+            store.put_endpoints(service.clone(), Vec::new());
+        });
+        let changes = store.take_changes();
+        assert_eq!(changes.endpoints, [service].into());
+        assert!(store.take_changes().is_empty());
+    }
+
+    #[test]
+    fn no_bytes_stand_in_debug_text() {
+        let text = format!("{:?}", data("SECRET"));
+        assert!(
+            !text.contains("SECRET") && text.contains("tls.crt"),
+            "{text}"
+        );
     }
 }

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use rustls_pki_types::ServerName;
 use toml::de::DeTable;
 
+mod annotations;
 mod assemble;
 mod document;
 pub mod endpoint;
@@ -96,7 +97,18 @@ impl Config {
         environment: &BTreeMap<String, String>,
         cluster: &kubernetes::Cluster,
     ) -> Result<Self, Problems> {
-        let _ = cluster;
+        let kubernetes = cfg!(feature = "kubernetes");
+        Self::read(text, path, environment, cluster, kubernetes)
+    }
+
+    /// `kubernetes`: whether the build can speak with Kubernetes.
+    fn read(
+        text: &str,
+        path: &Path,
+        environment: &BTreeMap<String, String>,
+        cluster: &kubernetes::Cluster,
+        kubernetes: bool,
+    ) -> Result<Self, Problems> {
         let base = path.parent().unwrap_or(path);
         let (root, errors) = DeTable::parse_recoverable(text);
         let repaired;
@@ -109,7 +121,14 @@ impl Config {
         };
 
         let findings = problem::Findings::new(path, text, environment);
-        let mut reader = reader::Reader::new(findings, base, environment, syntax);
+        let mut reader = reader::Reader::new(
+            findings,
+            base,
+            environment,
+            syntax,
+            cluster.own_namespace.as_deref(),
+            kubernetes,
+        );
         let mut document = document::Document::read(root.get_ref(), &mut reader);
         let (mut findings, all_keys_were_read) = reader.finish();
         let overrides = environment::read(
@@ -124,7 +143,7 @@ impl Config {
                 .into_problems()
                 .expect("the syntax error was reported"));
         }
-        let config = assemble::assemble(document, &overrides, &mut findings);
+        let config = assemble::assemble(document, &overrides, cluster, &mut findings);
         match findings.into_problems() {
             Some(problems) => Err(problems),
             None => Ok(config),
@@ -153,6 +172,12 @@ impl Config {
             backends: BTreeMap::new(),
             origins: Origins::default(),
         }
+    }
+
+    /// Whether a service stands in no file but follows from a Kubernetes Service.
+    pub(crate) fn is_discovered(&self, name: &ServiceName) -> bool {
+        let _ = name;
+        false
     }
 
     /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands
@@ -393,7 +418,8 @@ pub struct TlsPolicy {
     /// Certificates allowed *between* leaf and trust anchor, as OpenSSL, nginx and Kong count
     /// (`proxy_ssl_verify_depth`). Default `None`: webpki's own limit of 6.
     pub verify_depth: Option<u8>,
-    /// SNI and verified name. Default `None`: the host of the upstream that is dialled.
+    /// SNI and verified name. Default `None`: the host of the upstream that is dialled; of a
+    /// Kubernetes Service `NAME.NAMESPACE.svc`, and never `None`.
     pub server_name: Option<ServerName<'static>>,
     /// Send SNI. Default true.
     pub sni: bool,
@@ -497,6 +523,8 @@ pub enum Origin {
     },
     /// An environment variable.
     Environment(&'static str),
+    /// An annotation of the service's Kubernetes Service, which [`Config::backends`] names.
+    Annotation(&'static str),
 }
 
 /// The origin of each value of each service, by key as written (`"tls.cert"`, `"listen"`).

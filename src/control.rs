@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,33 +21,37 @@ use crate::admin::{
     ReloadRequest, ServiceChanges,
 };
 use crate::clock;
-use crate::cluster::Store;
-use crate::config::{Config, Listen, Service};
+use crate::cluster::{Store, Wanted};
+use crate::config::{Config, Service, ServiceName};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
-use crate::proxy::listener::Bound;
-use crate::shutdown::{Shutdown, Terms};
+use crate::shutdown::Shutdown;
 use crate::source::{
-    self, Batch, Batches, Material, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
+    self, Batch, Batches, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
 };
-use crate::status::{ConfigStatus, ProcessState, ServiceState, Status};
+use crate::status::{ConfigStatus, ProcessState, ServiceState, ServiceStatus, Status};
 use crate::telemetry;
-use crate::unix_socket;
 use crate::workers::Workers;
 
+mod cluster;
 mod credentials;
 mod endpoints;
 mod listeners;
+mod reload;
 mod report;
 mod state;
+mod text;
 
+use cluster::{Accepted, Assembly, Hindered, Parts};
 use credentials::{Credentials, Judged, Verdict};
 use endpoints::Endpoints;
 use listeners::Listeners;
+use reload::ASK_AT_START;
 pub(crate) use report::source_name;
 pub(crate) use state::State;
-use state::{Plan, address};
+pub(crate) use text::Refused;
+use text::config_text;
 
 /// How often what the clock refused is judged again: a machine's clock may be set right after the
 /// start, and a certificate may be handed out before it becomes valid.
@@ -68,14 +72,6 @@ pub(crate) struct Setup {
     pub(crate) version: &'static str,
 }
 
-/// Why a configuration did not come into force.
-#[derive(Clone, Debug)]
-pub(crate) struct Refused {
-    pub(crate) why: Explained,
-    /// Every mistake, each with its place.
-    pub(crate) problems: Vec<String>,
-}
-
 /// The running whole.
 pub(crate) struct Control {
     setup: Setup,
@@ -88,6 +84,18 @@ pub(crate) struct Control {
     text: Result<Part, Explained>,
     /// Why that text is not in force, if it is not.
     refused: Option<Refused>,
+    /// The text in force.
+    in_force: Result<Part, Explained>,
+    /// The Services as they are in force.
+    accepted: Accepted,
+    /// What is wrong with the newest state of Services whose services go on as before.
+    stale: BTreeMap<ServiceName, Hindered>,
+    /// Services that are asked for and cannot be served.
+    hindered: BTreeMap<ServiceName, Hindered>,
+    /// When the configuration is assembled anew for what has changed in the cluster.
+    assemble_at: Option<Instant>,
+    /// When status is published for what has changed in the cluster.
+    publish_at: Option<Instant>,
     generation: u64,
     loaded_at: i64,
     started_at: i64,
@@ -140,6 +148,7 @@ impl Control {
                 refused: None,
             },
             services: Vec::new(),
+            discovery: None,
         };
         let (status, published) = watch::channel(Arc::new(first));
         let shutdown = setup.shutdown.clone();
@@ -161,8 +170,14 @@ impl Control {
             endpoints,
             watch,
             batches,
+            in_force: text.clone(),
             text,
             refused: None,
+            accepted: Accepted::new(),
+            stale: BTreeMap::new(),
+            hindered: BTreeMap::new(),
+            assemble_at: None,
+            publish_at: None,
             generation: 0,
             loaded_at: now,
             started_at: now,
@@ -177,10 +192,7 @@ impl Control {
     /// Services that do not serve as configured, each with the reason.
     pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
         let status = self.status.borrow();
-        let waiting = status
-            .services
-            .iter()
-            .filter(|service| service.state != ServiceState::Ready);
+        let waiting = status.services.iter().filter(|service| service.lacks());
         waiting
             .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
             .collect()
@@ -206,6 +218,7 @@ impl Control {
     async fn carry_on(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let drain = self.setup.shutdown.drain().clone();
         let mut health = self.watch.health();
+        let cluster = Arc::clone(&self.setup.cluster);
         let mut watching = true;
         loop {
             let timer = self.next_timer();
@@ -233,6 +246,16 @@ impl Control {
                 // A request that nobody can carry out is dropped, which its asker is told.
                 Some(request) = reloads.recv() => if watching {
                     self.requests.push((self.watch.request(), request));
+                },
+                () = cluster.changed() => self.cluster_changed(),
+                () = at(self.publish_at) => {
+                    self.publish_at = None;
+                    self.publish();
+                }
+                () = at(self.assemble_at) => tokio::select! {
+                    biased;
+                    () = drain.cancelled() => break,
+                    () = self.assemble_again() => {}
                 },
                 Ok(()) = health.changed() => {
                     info!(how = %health.borrow_and_update().noticing, "changes are noticed by");
@@ -396,188 +419,12 @@ impl Control {
         }
     }
 
-    /// Brings the newest text into force, or leaves everything as it is.
-    async fn reload(&mut self, trigger: Trigger) -> Result<ServiceChanges, Refused> {
-        let result = self.attempt().await;
-        let now = clock::unix_seconds();
-        match result {
-            Ok(changes) => {
-                self.refused = None;
-                self.generation += 1;
-                self.loaded_at = now;
-                self.setup.metrics.reloaded("config", trigger, "ok", now);
-                info!(
-                    generation = self.generation,
-                    trigger = trigger.as_str(),
-                    services = self.state.config.services.len(),
-                    added = changes.added.len(),
-                    changed = changes.changed.len(),
-                    removed = changes.removed.len(),
-                    "configuration in force"
-                );
-                self.publish();
-                Ok(changes)
-            }
-            Err(refused) => {
-                let reason = refused.why.reason;
-                self.setup
-                    .metrics
-                    .reloaded("config", trigger, reason.as_str(), now);
-                if trigger != Trigger::Start {
-                    error!(
-                        reason = %reason, detail = refused.why.detail, hint = refused.why.hint,
-                        trigger = trigger.as_str(),
-                        "configuration refused; the one in force goes on"
-                    );
-                }
-                self.refused = Some(refused.clone());
-                self.publish();
-                Err(refused)
-            }
-        }
-    }
-
-    /// Parse, plan, prepare, commit.
-    async fn attempt(&mut self) -> Result<ServiceChanges, Refused> {
-        let config = parse(&self.text, &self.setup.path, &self.setup.environment)?;
-        let held = self.listeners.held();
-        let plan = self.state.plan(&config, &held);
-
-        self.start_workers(&config)?;
-        let prepared = self.prepare(&plan, &config)?;
-        let sources = Credentials::sources(&config);
-        let unread = self.state.credentials.unread(&sources);
-        let readings = read(unread, &self.setup.cluster).await;
-        Ok(self.commit(config, plan, prepared, &readings).await)
-    }
-
-    /// Starts the workers with the first configuration; a later one cannot change their number.
-    fn start_workers(&mut self, config: &Config) -> Result<(), Refused> {
-        match self.listeners.workers(config.workers) {
-            Ok(workers) => self.setup.metrics.show_workers(workers.crew()),
-            Err(error) => {
-                let detail = format!("cannot start worker threads: {error}");
-                let fix = "set workers to a smaller number, or raise the limits of threads (ulimit -u, TasksMax=) and of open files";
-                return Err(Refused::of(
-                    Explained::new(Reason::LocalResource, detail),
-                    fix,
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes every new address; on any failure gives all of them back.
-    fn prepare(&self, plan: &Plan, config: &Config) -> Result<Prepared, Refused> {
-        let mut failures = Vec::new();
-        let mut listeners = Vec::new();
-        for listen in &plan.bind {
-            let service = config
-                .services
-                .values()
-                .find(|service| address(service) == *listen);
-            // The listener's own key, with what the plan leaves out (a unix socket's mode).
-            let listen = service.map_or(listen, |service| &service.listen);
-            match Bound::bind(listen) {
-                Ok(bound) => listeners.push(bound),
-                Err(why) => {
-                    let name = service.map_or("", |service| service.name.as_str());
-                    failures.push(format!("services.{name}.listen: {}", why.detail));
-                }
-            }
-        }
-        let endpoints = match self.endpoints.prepare(&config.admin) {
-            Ok(endpoints) => Some(endpoints),
-            Err(whys) => {
-                failures.extend(whys.into_iter().map(|why| why.detail));
-                None
-            }
-        };
-        match endpoints {
-            Some(endpoints) if failures.is_empty() => Ok(Prepared {
-                listeners,
-                endpoints,
-            }),
-            Some(_) | None => Err(Refused {
-                why: Explained::new(Reason::BindFailed, failures.join("; ")),
-                problems: failures,
-            }),
-        }
-    }
-
-    async fn commit(
-        &mut self,
-        config: Config,
-        plan: Plan,
-        prepared: Prepared,
-        readings: &[Reading],
-    ) -> ServiceChanges {
-        let words = |names: &[crate::config::ServiceName]| {
-            names.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        let changes = ServiceChanges {
-            added: words(&plan.added),
-            changed: words(&plan.changed),
-            removed: words(&plan.removed),
-        };
-        if self.generation > 0 && config.workers != self.state.config.workers {
-            warn!("workers was changed: it counts from the next start on");
-        }
-        if config.log != self.state.config.log {
-            // Checked before.
-            let _ = self.setup.log.set_filter(&config.log.filter);
-        }
-        self.judge(readings, Trigger::Start);
-        self.change_modes(&config);
-        self.setup.shutdown.set_terms(Terms {
-            delay: config.shutdown_delay,
-            timeout: config.shutdown_timeout,
-        });
-        self.state.commit(config);
-        for listen in &plan.close {
-            self.listeners.close(listen).await;
-        }
-        for bound in prepared.listeners {
-            self.listeners.add(bound);
-        }
-        self.endpoints.commit(prepared.endpoints);
-        self.publish_routes();
-        for name in &plan.removed {
-            self.setup.metrics.forget(name);
-        }
-        for service in self.state.config.services.values() {
-            for warning in crate::tls::client_config::warnings(&service.tls, service.ca()) {
-                warn!(service = %service.name, "{warning}");
-            }
-        }
-        let mut sources = Credentials::sources(&self.state.config);
-        sources.insert(SourceKey::Config(self.setup.path.clone()));
-        self.watch.replace(sources, readings);
-        changes
-    }
-
-    /// Gives the unix sockets that stay the modes that they have in `config`. A mode that is no
-    /// longer given stays as it is.
-    fn change_modes(&self, config: &Config) {
-        for service in config.services.values() {
-            let Listen::Unix {
-                path,
-                mode: Some(mode),
-            } = &service.listen
-            else {
-                continue;
-            };
-            let of_old = |old: &Service| old.listen == service.listen;
-            let held = self.listeners.hold(&address(service));
-            if held && !self.state.config.services.values().any(of_old) {
-                unix_socket::set_mode(path, *mode);
-            }
-        }
-    }
-
     /// Hands every changed route to its listener, and takes those that may no longer serve.
     fn publish_routes(&mut self) {
-        for (listen, route) in self.state.rebuild() {
+        let changed = self.state.rebuild();
+        // Before somebody dials them.
+        cluster::feed(&self.state, &self.setup.cluster, None);
+        for (listen, route) in changed {
             self.listeners.publish(listen, route);
         }
         for listen in self.state.withdraw() {
@@ -627,16 +474,36 @@ impl Control {
         self.publish_routes();
     }
 
+    /// Why Services are not discovered, or not any more.
+    fn discovery_trouble(&self) -> Option<Explained> {
+        self.state.config.kubernetes.discovery.as_ref()?;
+        let discovered = self.setup.cluster.discovered();
+        discovered.trouble.or_else(|| {
+            let unanswered = discovered.value.is_none();
+            unanswered.then(|| {
+                let detail = "the API server has not yet told which Services there are";
+                Explained::new(Reason::ApiUnavailable, detail)
+            })
+        })
+    }
+
     fn publish(&self) {
         let unbound = self.listeners.failed();
-        let services = report::services(&self.state, &unbound, &self.watch.health().borrow());
+        let discovery = self.discovery_trouble();
+        let services = report::services(&report::Facts {
+            state: &self.state,
+            unbound: &unbound,
+            health: &self.watch.health().borrow(),
+            cluster: &self.setup.cluster,
+            stale: &self.stale,
+            hindered: &self.hindered,
+        });
         let state = if self.setup.shutdown.leaving().is_cancelled() {
             ProcessState::Stopping
         } else if self.generation == 0 {
             ProcessState::Starting
-        } else if services
-            .iter()
-            .all(|service| service.state == ServiceState::Ready)
+        } else if !services.iter().any(ServiceStatus::lacks)
+            && (discovery.is_none() || self.setup.cluster.discovered().value.is_some())
         {
             ProcessState::Ready
         } else {
@@ -653,6 +520,7 @@ impl Control {
                 refused: self.refused.as_ref().map(|refused| refused.why.clone()),
             },
             services,
+            discovery,
         });
         self.setup.metrics.mirror(&status);
         let before = self.status.send_replace(Arc::clone(&status));
@@ -671,11 +539,19 @@ pub(crate) async fn examine(
     path: PathBuf,
     environment: &BTreeMap<String, String>,
     provider: CryptoProvider,
+    cluster: Arc<Store>,
 ) -> Result<State, Refused> {
-    let cluster = Store::new(None);
     let readings = read(BTreeSet::from([SourceKey::Config(path.clone())]), &cluster).await;
     let text = config_text(readings.first());
-    let config = parse(&text, &path, environment)?;
+    let parts = Parts {
+        text: &text,
+        path: &path,
+        environment,
+        store: &cluster,
+        accepted: &Accepted::new(),
+    };
+    let Assembly { config, .. } =
+        cluster::assemble(&parts, &Wanted::default(), ASK_AT_START).await?;
     let readings = read(Credentials::sources(&config), &cluster).await;
     let metrics = Arc::new(Metrics::new(""));
     let mut state = State::new(config, provider, metrics);
@@ -684,69 +560,8 @@ pub(crate) async fn examine(
         .credentials
         .judge(&readings, clock::unix_now(), &provider);
     state.rebuild();
+    cluster::feed(&state, &cluster, None);
     Ok(state)
-}
-
-fn parse(
-    text: &Result<Part, Explained>,
-    path: &Path,
-    environment: &BTreeMap<String, String>,
-) -> Result<Config, Refused> {
-    let text = text.as_ref().map_err(|why| {
-        let fix = match why.reason {
-            Reason::BadConfig => "name the configuration file with -c FILE, or put it there",
-            _ => why.hint,
-        };
-        Refused::of(why.clone(), fix)
-    })?;
-    let bad =
-        |detail: String, fix: &str| Refused::of(Explained::new(Reason::BadConfig, detail), fix);
-    let text = std::str::from_utf8(&text.bytes).map_err(|error| {
-        let detail = format!("{} is not UTF-8: {error}", path.display());
-        bad(detail, "save the file as UTF-8 text")
-    })?;
-    if text.trim().is_empty() {
-        // Cut short by a full disk, or by a writer that is not done: nobody means "no services"
-        // by it, and it must not end all of them.
-        let detail = format!("{} is empty", path.display());
-        return Err(bad(
-            detail,
-            "write the configuration; one without services needs a line such as [services]",
-        ));
-    }
-    let config = Config::parse(text, path, environment)
-        .map_err(|problems| Refused::by_problems(&problems))?;
-    telemetry::check_filter(&config.log.filter)
-        .map_err(|error| bad(error.to_string(), "correct log.filter"))?;
-    Ok(config)
-}
-
-struct Prepared {
-    listeners: Vec<Bound>,
-    endpoints: endpoints::Prepared,
-}
-
-impl Refused {
-    fn of(why: Explained, fix: &str) -> Self {
-        let problems = vec![format!("{}\n  fix: {fix}", why.detail)];
-        Self { why, problems }
-    }
-
-    fn by_problems(problems: &crate::config::Problems) -> Self {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        let count = match problems.len() {
-            1 => "1 mistake".to_owned(),
-            n => format!("{n} mistakes"),
-        };
-        let first = problems
-            .first()
-            .map_or("", |first| first.lines().next().unwrap_or(""));
-        let detail = format!("{count}; the first: {first}");
-        Self {
-            why: Explained::new(Reason::BadConfig, detail),
-            problems,
-        }
-    }
 }
 
 fn log_state(status: &Status) {
@@ -773,6 +588,14 @@ fn log_state(status: &Status) {
     }
 }
 
+/// Waits for that moment, or for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// File work off the runtime's threads.
 async fn read(sources: BTreeSet<SourceKey>, cluster: &Arc<Store>) -> Vec<Reading> {
     if sources.is_empty() {
@@ -784,15 +607,4 @@ async fn read(sources: BTreeSet<SourceKey>, cluster: &Arc<Store>) -> Vec<Reading
     tokio::task::spawn_blocking(move || source::read_all(&sources, &cluster))
         .await
         .unwrap_or_default()
-}
-
-fn config_text(reading: Option<&Reading>) -> Result<Part, Explained> {
-    match reading.map(|reading| &reading.material) {
-        Some(Ok(Material::Config(part))) => Ok(part.clone()),
-        Some(Err(why)) => Err(why.clone()),
-        Some(Ok(Material::Identity(_) | Material::Trust(_))) | None => Err(Explained::new(
-            Reason::Internal,
-            "the configuration was not read",
-        )),
-    }
 }

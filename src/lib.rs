@@ -29,6 +29,11 @@ pub mod failure;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+#[cfg(not(feature = "kubernetes"))]
+#[path = "kubernetes/absent.rs"]
+mod kubernetes;
 mod limits;
 mod material;
 mod metrics;

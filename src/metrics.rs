@@ -5,8 +5,8 @@
 //! connection's bytes before its end.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
@@ -42,11 +42,17 @@ pub(crate) struct ServiceMetrics {
     connect: Histogram,
     handshake: Histogram,
     failures: Mutex<Failures>,
+    /// As long as whoever keeps them holds the gauge.
+    endpoints: Mutex<Weak<AtomicUsize>>,
 }
 
 /// Counts a connection as open until dropped.
 #[derive(Debug)]
 pub(crate) struct Open(Arc<ServiceMetrics>);
+
+/// Shows how many endpoints a service has, until dropped or until another takes its place.
+#[derive(Debug)]
+pub(crate) struct EndpointGauge(Arc<AtomicUsize>);
 
 /// Counts a connection as one that waits for its handshake until dropped.
 #[derive(Debug)]
@@ -214,6 +220,25 @@ impl ServiceMetrics {
         self.bytes_down.fetch_add(bytes, Relaxed);
     }
 
+    /// From now on the service is shown as one with endpoints that come and go; none yet.
+    pub(crate) fn endpoints(&self) -> EndpointGauge {
+        let gauge = Arc::new(AtomicUsize::new(0));
+        *lock(&self.endpoints) = Arc::downgrade(&gauge);
+        EndpointGauge(gauge)
+    }
+
+    /// An endpoint failed for this reason, and the connection goes on to another.
+    pub(crate) fn moved_on(&self, reason: Reason) {
+        let mut failures = lock(&self.failures);
+        *failures.moved_on.entry(reason).or_default() += 1;
+    }
+
+    /// How often [`Self::moved_on`] was told of each reason.
+    #[cfg(test)]
+    pub(crate) fn moves(&self) -> BTreeMap<Reason, u64> {
+        lock(&self.failures).moved_on.clone()
+    }
+
     /// A connection ended; `now` in seconds since 1970.
     pub(crate) fn ended(&self, outcome: Result<(), &Failure>, now: i64) {
         let Err(failure) = outcome else {
@@ -248,6 +273,13 @@ impl ServiceMetrics {
 
     fn open(&self) -> u64 {
         u64::try_from(self.open.load(Relaxed)).unwrap_or(0)
+    }
+}
+
+impl EndpointGauge {
+    /// So many take new connections.
+    pub(crate) fn set(&self, endpoints: usize) {
+        self.0.store(endpoints, Relaxed);
     }
 }
 
@@ -291,8 +323,11 @@ struct Entry {
 
 #[derive(Debug, Default)]
 struct Failures {
+    /// Of connections.
     counts: BTreeMap<(Phase, Side, Reason), u64>,
     last: Option<LastFailure>,
+    /// Of endpoints, where the connection went on to another.
+    moved_on: BTreeMap<Reason, u64>,
 }
 
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 mod endpoints;
 mod handshakes;
 
-pub(crate) use endpoints::Endpoints;
+pub(crate) use endpoints::{Endpoints, Held, Pick, Tried};
 pub(crate) use handshakes::Handshakes;
 
 use crate::config::{Callers, ServiceName, Timeouts, UncleanClose, UpstreamAddress};
@@ -25,7 +25,7 @@ use crate::tls::client_config::Connector;
 pub(crate) struct Route {
     pub(crate) service: ServiceName,
     pub(crate) upstream: Upstream,
-    /// SNI and verified name; `None`: the host that is dialled.
+    /// SNI and verified name; `None`: the host that is dialled, or the Kubernetes Service's name.
     pub(crate) server_name: Option<ServerName<'static>>,
     /// Presents the service's identity and verifies as configured.
     pub(crate) tls: Arc<Connector>,

@@ -56,8 +56,10 @@ pub(crate) enum Material {
 pub(crate) enum Trigger {
     /// First read.
     Start,
-    /// An event from the file system.
+    /// An event from the file system, or a change of a Kubernetes object.
     Notify,
+    /// A change of a Kubernetes Service.
+    Cluster,
     /// The periodic check.
     Periodic,
     /// SIGHUP, `tlsward reload` or `POST /reload`.
@@ -70,6 +72,7 @@ impl Trigger {
         match self {
             Self::Start => "start",
             Self::Notify => "notify",
+            Self::Cluster => "cluster",
             Self::Periodic => "periodic",
             Self::Request => "request",
         }

@@ -4,6 +4,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::config::kubernetes::ObjectRef;
 use crate::failure::{Explained, Failure};
 use crate::tls::summary::CertificateSummary;
 use crate::tls::trust::CrlSummary;
@@ -23,6 +24,9 @@ pub(crate) struct Status {
     pub config: ConfigStatus,
     /// By name.
     pub services: Vec<ServiceStatus>,
+    /// Why Services are not discovered, where they should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discovery: Option<Explained>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +70,25 @@ pub(crate) struct ServiceStatus {
     pub verify: &'static str,
     /// Standing warnings, for example that verification is off.
     pub warnings: Vec<String>,
+    /// What it has to do with Kubernetes; `None`: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesStatus>,
+}
+
+/// The Kubernetes objects behind a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct KubernetesStatus {
+    /// It stands in no file: discovery found it. Whether it can be served is not the process's
+    /// readiness, since one team's mistake must not take the others' proxy away.
+    pub discovered: bool,
+    /// The Service that it goes to.
+    pub service: Option<ObjectRef>,
+    /// The Secret of its identity.
+    pub secret: Option<ObjectRef>,
+    /// Endpoints that take new connections; `None` where they are not followed.
+    pub endpoints: Option<usize>,
+    /// Why the newest state of the Service is not in force, or nothing newer is known of it.
+    pub problem: Option<Explained>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -79,6 +102,14 @@ pub(crate) enum ServiceState {
     Warming,
     /// Removed from the configuration; open connections end by themselves.
     Draining,
+}
+
+impl ServiceStatus {
+    /// Whether the process is not as it should be because of this service.
+    pub(crate) fn lacks(&self) -> bool {
+        let discovered = self.kubernetes.as_ref().is_some_and(|it| it.discovered);
+        self.state != ServiceState::Ready && !discovered
+    }
 }
 
 impl ServiceState {
@@ -227,6 +258,7 @@ pub(crate) mod tests {
             }),
             verify: "full",
             warnings: vec![],
+            kubernetes: None,
         }
     }
 
@@ -260,6 +292,7 @@ pub(crate) mod tests {
                 refused: None,
             },
             services,
+            discovery: None,
         }
     }
 

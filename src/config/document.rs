@@ -9,13 +9,19 @@ use rustls_pki_types::ServerName;
 use toml::de::{DeTable, DeValue};
 
 use super::keys::{self, Default as KeyDefault, PLANNED, Table, nearest};
+use super::kubernetes::ObjectRef;
+use super::kubernetes::names::PortRef;
 use super::problem::{At, Wrong};
-use super::reader::{Name, Reader, Value, Written};
+use super::reader::{Home, Name, Reader, Value, Written};
 use super::value::{self, CallerPattern};
 use super::{
     CaSource, CrlExpired, KeyExchange, Listen, NamePattern, RecordLayer, ServiceName, TlsVersion,
     UncleanClose, UpstreamAddress, Verify,
 };
+
+mod kubernetes;
+
+pub(super) use kubernetes::{DiscoveryTable, KubernetesTable};
 
 /// What one key of one table was set to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +36,14 @@ pub(super) enum Slot<T> {
 }
 
 impl<T> Slot<T> {
+    pub(super) fn map<U>(self, into: impl FnOnce(T) -> U) -> Slot<U> {
+        match self {
+            Self::Absent => Slot::Absent,
+            Self::Invalid => Slot::Invalid,
+            Self::Set(value, at) => Slot::Set(into(value), at),
+        }
+    }
+
     pub(super) fn is_written(&self) -> bool {
         !matches!(self, Self::Absent)
     }
@@ -43,13 +57,15 @@ impl<T> Slot<T> {
 }
 
 /// The whole file.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Document {
     pub(super) shutdown_timeout: Slot<Duration>,
     pub(super) shutdown_delay: Slot<Duration>,
     pub(super) workers: Slot<NonZeroUsize>,
     pub(super) admin: AdminTable,
     pub(super) log: LogTable,
+    pub(super) kubernetes: KubernetesTable,
+    pub(super) home: Home,
     pub(super) defaults: ServiceTable,
     pub(super) services: Vec<WrittenService>,
 }
@@ -79,7 +95,7 @@ pub(super) struct WrittenService {
 #[derive(Debug, Default)]
 pub(super) struct ServiceTable {
     pub(super) listen: Slot<Listen>,
-    pub(super) upstream: Slot<Vec<UpstreamAddress>>,
+    pub(super) upstream: Slot<WrittenUpstream>,
     pub(super) connect_timeout: Slot<Duration>,
     pub(super) idle_timeout: Slot<Option<Duration>>,
     pub(super) max_lifetime: Slot<Option<Duration>>,
@@ -96,6 +112,15 @@ pub(super) struct ServiceTable {
     pub(super) tls: TlsTable,
 }
 
+/// `upstream` as written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum WrittenUpstream {
+    /// Never empty.
+    Addresses(Vec<UpstreamAddress>),
+    /// A Kubernetes Service, and which of its ports.
+    Service(ObjectRef, Option<PortRef>),
+}
+
 /// The keys of a `tls` table.
 #[derive(Debug, Default)]
 pub(super) struct TlsTable {
@@ -103,6 +128,7 @@ pub(super) struct TlsTable {
     pub(super) cert: Slot<PathBuf>,
     pub(super) key: Slot<PathBuf>,
     pub(super) bundle: Slot<PathBuf>,
+    pub(super) secret: Slot<ObjectRef>,
     pub(super) client_auth: Slot<bool>,
     pub(super) verify: Slot<Verify>,
     pub(super) verify_depth: Slot<u8>,
@@ -152,7 +178,21 @@ const GROUPS: [(&str, KeyExchange); 6] = [
 impl Document {
     /// Reads the root table; what is wrong in it goes to the reader's findings.
     pub(super) fn read(root: &DeTable<'_>, reader: &mut Reader<'_>) -> Self {
-        let mut document = Self::default();
+        // First, because it says in which namespace the others' objects are.
+        let kubernetes = root
+            .get_key_value("kubernetes")
+            .map(|(name, value)| KubernetesTable::read(reader, name, value));
+        let mut document = Self {
+            shutdown_timeout: Slot::Absent,
+            shutdown_delay: Slot::Absent,
+            workers: Slot::Absent,
+            admin: AdminTable::default(),
+            log: LogTable::default(),
+            kubernetes: kubernetes.unwrap_or_default(),
+            home: reader.home.clone(),
+            defaults: ServiceTable::default(),
+            services: Vec::new(),
+        };
         for (name, value) in root {
             let path = keys::path("", name.get_ref());
             match name.get_ref().as_ref() {
@@ -168,6 +208,7 @@ impl Document {
                     };
                     document.shutdown_delay = reader.text(&written, value::duration);
                 }
+                "kubernetes" => {}
                 "workers" => {
                     let Some(written) = reader.written(Table::Top, &path, name, value) else {
                         continue;
@@ -321,7 +362,13 @@ impl ServiceTable {
         match written.key.name {
             "listen" => self.listen = reader.text(&written, |text| Listen::parse(text, base)),
             "upstream" => {
-                self.upstream = reader.one_or_more(&written, UpstreamAddress::parse);
+                self.upstream = match written.value.get_ref() {
+                    DeValue::Table(_) => kubernetes::backend(reader, &written)
+                        .map(|(object, port)| WrittenUpstream::Service(object, port)),
+                    _ => reader
+                        .one_or_more(&written, UpstreamAddress::parse)
+                        .map(WrittenUpstream::Addresses),
+                };
             }
             "connect_timeout" => self.connect_timeout = reader.text(&written, value::time_limit),
             "idle_timeout" => self.idle_timeout = reader.text(&written, value::time_limit_or_off),
@@ -361,10 +408,16 @@ impl TlsTable {
         let base = reader.base;
         let path = |text: &str| value::path(text, base);
         match written.key.name {
-            "ca" => self.ca = reader.text(&written, |text| value::ca(text, base)),
+            "ca" => self.ca = kubernetes::ca(reader, &written),
             "cert" => self.cert = reader.text(&written, path),
             "key" => self.key = reader.text(&written, path),
             "bundle" => self.bundle = reader.text(&written, path),
+            "secret" => {
+                self.secret = match reader.can_kubernetes(name.span().into(), written.path) {
+                    true => reader.object(&written, "a Secret"),
+                    false => Slot::Invalid,
+                };
+            }
             "client_auth" => self.client_auth = reader.boolean(&written),
             "verify" => self.verify = verify(reader, &written),
             "verify_depth" => self.verify_depth = verify_depth(reader, &written),
@@ -454,7 +507,12 @@ pub(super) fn report_unknown(reader: &mut Reader<'_>, table: Table, path: &str, 
     let wrong = if PLANNED.contains(&(table, word)) {
         Wrong::new(
             format!("{word} is not supported by this version"),
-            "name files: cert and key, or bundle",
+            "name files: cert and key, or bundle; or a Kubernetes Secret: secret",
+        )
+    } else if word == "namespace" && matches!(table, Table::Tls | Table::Ca) {
+        Wrong::new(
+            "a namespace stands before the name that it belongs to",
+            "write for example secret = \"payments/billing-client\"",
         )
     } else {
         Wrong::new(
@@ -468,10 +526,16 @@ pub(super) fn report_unknown(reader: &mut Reader<'_>, table: Table, path: &str, 
 /// What to write instead of an unknown key.
 fn suggestion(table: Table, word: &str) -> String {
     // Known elsewhere: in another table of ours, or in another program.
-    const ELSEWHERE: [Table; 3] = [Table::Top, Table::Service, Table::Tls];
-    for other in ELSEWHERE {
-        if other != table && other.key(word).is_some() {
-            return format!("{word} belongs {}", place_of(other));
+    const ELSEWHERE: [Table; 5] = [
+        Table::Top,
+        Table::Service,
+        Table::Tls,
+        Table::Kubernetes,
+        Table::Discovery,
+    ];
+    for other in &ELSEWHERE[..3] {
+        if *other != table && other.key(word).is_some() {
+            return format!("{word} belongs {}", place_of(*other));
         }
     }
     for other in [
@@ -481,6 +545,8 @@ fn suggestion(table: Table, word: &str) -> String {
         Table::Admin,
         Table::Log,
         Table::Top,
+        Table::Kubernetes,
+        Table::Discovery,
     ] {
         for key in other.keys() {
             if let Some((program, _)) = key.elsewhere.iter().find(|(_, name)| *name == word) {
@@ -497,9 +563,10 @@ fn suggestion(table: Table, word: &str) -> String {
     }
     let mut names: Vec<&str> = table.keys().iter().map(|key| key.name).collect();
     match table {
-        Table::Top => names.extend(["admin", "log", "defaults", "services"]),
+        Table::Top => names.extend(["admin", "log", "kubernetes", "defaults", "services"]),
         Table::Service => names.push("tls"),
-        Table::Admin | Table::Log | Table::Tls => {}
+        Table::Kubernetes => names.push("discovery"),
+        Table::Admin | Table::Log | Table::Tls | Table::Discovery | Table::Backend | Table::Ca => {}
     }
     if let Some(name) = nearest(word, names.iter().copied()) {
         return format!("did you mean {name}?");
@@ -519,5 +586,9 @@ fn place_of(table: Table) -> &'static str {
         Table::Log => "in [log]",
         Table::Service => "in [services.NAME] or [defaults]",
         Table::Tls => "in [services.NAME.tls] or [defaults.tls]",
+        Table::Kubernetes => "in [kubernetes]",
+        Table::Discovery => "in [kubernetes.discovery]",
+        Table::Backend => "in upstream = { … }",
+        Table::Ca => "in ca = { … }",
     }
 }

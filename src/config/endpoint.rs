@@ -229,6 +229,15 @@ fn socket_mode(query: &str) -> Parsed<u32> {
 }
 
 impl UpstreamAddress {
+    /// The name that a Service of type `ExternalName` stands for, which may end in a dot.
+    pub(super) fn external(name: &str, port: u16) -> Parsed<Self> {
+        let host = match name.parse::<Ipv4Addr>() {
+            Ok(address) => Host::Address(address.into()),
+            Err(_) => Host::Name(value::dns_name(name.strip_suffix('.').unwrap_or(name))?),
+        };
+        Ok(Self { host, port })
+    }
+
     /// Reads `host:port`, where the host is a name, an IPv4 address or an IPv6 address in
     /// brackets.
     pub(super) fn parse(text: &str) -> Parsed<Self> {

@@ -1,4 +1,4 @@
-//! Which client certificate a service presents. `cert` and `key`, `bundle` and
+//! Which client certificate a service presents. `cert` and `key`, `bundle`, `secret` and
 //! `client_auth = false` are one setting in several keys: a table that says one of them replaces
 //! what would be inherited as a whole, because half of it would mix two identities.
 
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::IdentitySource;
 use super::document::{Slot, TlsTable};
+use super::kubernetes::ObjectRef;
 use super::problem::{At, Findings, Wrong};
 
 /// What one table says of the identity.
@@ -22,6 +23,8 @@ pub(super) enum Said {
     },
     /// `bundle`.
     Bundle(PathBuf, At),
+    /// `secret`, or the annotation for it.
+    Secret(ObjectRef, At),
     /// `client_auth = false`.
     None(At),
 }
@@ -39,17 +42,20 @@ impl Said {
             Slot::Set(false, at) => Some(*at),
             _ => None,
         };
-        let written = |name: &'static str, slot: &Slot<PathBuf>| slot.is_written().then_some(name);
-        let files: Vec<&str> = [
+        fn written<T>(name: &'static str, slot: &Slot<T>) -> Option<&'static str> {
+            slot.is_written().then_some(name)
+        }
+        let named: Vec<&str> = [
             written("cert", &tls.cert),
             written("key", &tls.key),
             written("bundle", &tls.bundle),
+            written("secret", &tls.secret),
         ]
         .into_iter()
         .flatten()
         .collect();
 
-        if let (Some(at), [first, ..]) = (none, files.as_slice()) {
+        if let (Some(at), [first, ..]) = (none, named.as_slice()) {
             return report(
                 findings,
                 at,
@@ -58,24 +64,38 @@ impl Said {
                     format!("client_auth = false presents no certificate, but {first} names one"),
                     format!(
                         "remove one of the two: client_auth, or {}",
-                        files.join(" and ")
+                        named.join(" and ")
                     ),
                 ),
             );
         }
-        if let (Some(at), true) = (tls.bundle.at(), files.len() > 1) {
-            return report(
-                findings,
-                at,
-                format!("{path}.bundle"),
-                Wrong::new(
+        for (at, whole, what) in [
+            (
+                tls.secret.at(),
+                "secret",
+                "is a Secret with key and certificates",
+            ),
+            (tls.bundle.at(), "bundle", "holds key and certificates"),
+        ] {
+            if let (Some(at), true) = (at, named.len() > 1) {
+                let other = named.iter().find(|name| **name != whole);
+                let wrong = Wrong::new(
                     format!(
-                        "bundle holds key and certificates, but {} is there too",
-                        files[0]
+                        "{whole} {what}, but {} is there too",
+                        other.unwrap_or(&"key")
                     ),
-                    "keep either bundle, or cert and key",
-                ),
-            );
+                    match named.contains(&"secret") && named.contains(&"bundle") {
+                        true => "keep one of secret, bundle, or cert and key".to_owned(),
+                        false => format!("keep either {whole}, or cert and key"),
+                    },
+                );
+                return report(findings, at, format!("{path}.{whole}"), wrong);
+            }
+        }
+        match (&tls.secret, named.len()) {
+            (Slot::Set(object, at), 1) => return Self::Secret(object.clone(), *at),
+            (Slot::Invalid, _) => return Self::Invalid,
+            _ => {}
         }
         match (&tls.cert, &tls.key, &tls.bundle, none) {
             (Slot::Absent, Slot::Absent, Slot::Absent, Some(at)) => Self::None(at),
@@ -108,7 +128,7 @@ impl Said {
         }
     }
 
-    /// The files to read, if any.
+    /// What to read, if anything.
     pub(super) fn source(&self) -> Option<IdentitySource> {
         match self {
             Self::Nothing | Self::Invalid | Self::None(_) => None,
@@ -117,6 +137,7 @@ impl Said {
                 key: key.0.clone(),
             }),
             Self::Bundle(path, _) => Some(IdentitySource::Bundle(path.clone())),
+            Self::Secret(object, _) => Some(IdentitySource::Secret(object.clone())),
         }
     }
 
@@ -126,6 +147,7 @@ impl Said {
             Self::Nothing | Self::Invalid => Vec::new(),
             Self::Pair { cert, key } => vec![("tls.cert", cert.1), ("tls.key", key.1)],
             Self::Bundle(_, at) => vec![("tls.bundle", *at)],
+            Self::Secret(_, at) => vec![("tls.secret", *at)],
             Self::None(at) => vec![("tls.client_auth", *at)],
         }
     }

@@ -1,6 +1,8 @@
 //! The one table of keys. Unknown-key detection, the JSON Schema and the tests of the reference
 //! and the sample file read it.
 
+mod kubernetes;
+
 /// One key.
 #[derive(Debug)]
 pub(super) struct Key {
@@ -29,10 +31,14 @@ pub(super) enum Kind {
     Choices(&'static [&'static str]),
     /// A string: what it is, and an example.
     Text(&'static str, &'static str),
-    /// A string, or a list of strings.
-    TextOrTexts(&'static str, &'static str),
     /// A list of strings.
     Texts(&'static str, &'static str),
+    /// A string that is a name, or a whole number that is a port.
+    TextOrPort(&'static str, &'static str),
+    /// A string, a list of strings, or an inline table with these keys.
+    TextsOrTable(&'static str, &'static str, Table),
+    /// A string, an inline table with these keys, or a list of such tables.
+    TextOrTables(&'static str, &'static str, Table),
 }
 
 /// What holds where the key is not written.
@@ -59,11 +65,29 @@ pub(super) enum Table {
     Service,
     /// `[services.NAME.tls]` and `[defaults.tls]`.
     Tls,
+    /// `[kubernetes]`.
+    Kubernetes,
+    /// `[kubernetes.discovery]`.
+    Discovery,
+    /// `upstream = { … }`: a Kubernetes Service.
+    Backend,
+    /// `ca = { … }`: a Kubernetes object with CA certificates.
+    Ca,
 }
 
 impl Table {
     #[cfg(test)]
-    pub(super) const ALL: [Self; 5] = [Self::Top, Self::Admin, Self::Log, Self::Service, Self::Tls];
+    pub(super) const ALL: [Self; 9] = [
+        Self::Top,
+        Self::Admin,
+        Self::Log,
+        Self::Service,
+        Self::Tls,
+        Self::Kubernetes,
+        Self::Discovery,
+        Self::Backend,
+        Self::Ca,
+    ];
 
     /// The keys of this table, in the order of the reference.
     pub(super) fn keys(self) -> &'static [Key] {
@@ -73,6 +97,10 @@ impl Table {
             Self::Log => LOG,
             Self::Service => SERVICE,
             Self::Tls => TLS,
+            Self::Kubernetes => kubernetes::KUBERNETES,
+            Self::Discovery => kubernetes::DISCOVERY,
+            Self::Backend => kubernetes::BACKEND,
+            Self::Ca => kubernetes::CA,
         }
     }
 
@@ -83,7 +111,7 @@ impl Table {
 }
 
 /// Keys that the contract promises and this version does not know: table, name.
-pub(super) const PLANNED: &[(Table, &str)] = &[(Table::Tls, "secret"), (Table::Tls, "credential")];
+pub(super) const PLANNED: &[(Table, &str)] = &[(Table::Tls, "credential")];
 
 const TOP: &[Key] = &[
     Key {
@@ -97,8 +125,8 @@ const TOP: &[Key] = &[
         name: "shutdown_delay",
         kind: Kind::Duration { off: false },
         default: Default::Is("\"0s\""),
-        doc: "How long new callers are still served after SIGTERM or SIGINT, while readiness is denied; `shutdown_timeout` counts from there.",
-        elsewhere: &[],
+        doc: "How long callers are still taken after SIGTERM, while readiness is denied: as long as others need to notice.",
+        elsewhere: &[("HAProxy", "grace")],
     },
     Key {
         name: "workers",
@@ -164,9 +192,9 @@ const SERVICE: &[Key] = &[
     },
     Key {
         name: "upstream",
-        kind: Kind::TextOrTexts("host:port", "billing.internal:8443"),
+        kind: Kind::TextsOrTable("host:port", "billing.internal:8443", Table::Backend),
         default: Default::Required,
-        doc: "Where connections go: \"host:port\", or a list that is tried in this order.",
+        doc: "Where connections go: \"host:port\", a list that is tried in this order, or a Kubernetes Service.",
         elsewhere: &[("nginx", "proxy_pass"), ("ghostunnel", "target")],
     },
     Key {
@@ -274,9 +302,11 @@ const SERVICE: &[Key] = &[
 const TLS: &[Key] = &[
     Key {
         name: "ca",
-        kind: Kind::Text("a path or \"system\"", "certs/ca.crt"),
-        default: Default::Unset("none; required unless verify = \"none\""),
-        doc: "CA certificates: a PEM file, a directory of PEM files, or \"system\" for the platform's roots.",
+        kind: Kind::TextOrTables("a path or \"system\"", "certs/ca.crt", Table::Ca),
+        default: Default::Unset(
+            "ca.crt of secret, if that is set; else required unless verify = \"none\"",
+        ),
+        doc: "CA certificates: a PEM file, a directory of PEM files, \"system\" for the platform's roots, or Kubernetes objects.",
         elsewhere: &[
             ("nginx", "proxy_ssl_trusted_certificate"),
             ("Kong", "lua_ssl_trusted_certificate"),
@@ -312,6 +342,16 @@ const TLS: &[Key] = &[
         default: Default::Unset("none"),
         doc: "Key and certificates in one PEM file, in either order. Instead of cert and key.",
         elsewhere: &[("ghostunnel", "keystore")],
+    },
+    Key {
+        name: "secret",
+        kind: Kind::Text("a name or \"namespace/name\"", "payments/billing-client"),
+        default: Default::Unset("none"),
+        doc: "A Kubernetes Secret with tls.crt, tls.key and, where ca is not set, ca.crt. Instead of cert and key.",
+        elsewhere: &[
+            ("Kong", "client-cert"),
+            ("ingress-nginx", "proxy-ssl-secret"),
+        ],
     },
     Key {
         name: "client_auth",

@@ -7,6 +7,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(super) mod names;
+
 /// An object by its namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectRef {
@@ -23,6 +25,13 @@ impl ObjectRef {
             namespace: namespace.into(),
             name: name.into(),
         }
+    }
+}
+
+/// As [`fmt::Display`] writes it.
+impl serde::Serialize for ObjectRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -80,6 +89,11 @@ pub enum CaKey {
     Named(String),
     /// `cert`, and where that is absent `ca.crt`: Kong's CA Secrets and ConfigMaps.
     CertOrCaCrt,
+}
+
+impl CaKey {
+    /// What the entry is called where nobody says otherwise.
+    pub const DEFAULT: &str = "ca.crt";
 }
 
 /// `[kubernetes]`.

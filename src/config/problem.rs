@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-/// All mistakes of one configuration, in the order of the file, then of the environment.
-/// Never empty.
+use super::kubernetes::{ObjectRef, ServiceObject};
+
+/// All mistakes of one configuration, in the order of the file, then of the environment; or of one
+/// Kubernetes Service. Never empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Problems(Vec<Problem>);
@@ -56,8 +58,8 @@ pub struct Problem {
     /// Where it is.
     #[serde(flatten)]
     pub place: Place,
-    /// The key that it belongs to, for example `services.billing.tls.cert`. Empty where the text
-    /// is so broken that no key can be named.
+    /// The key that it belongs to, for example `services.billing.tls.cert`; of an annotation the
+    /// key that it stands for. Empty where none can be named.
     pub key: String,
     /// The offending text as written, shortened to its first line.
     pub text: String,
@@ -87,6 +89,14 @@ pub enum Place {
         /// The variable's name.
         variable: String,
     },
+    /// In a Kubernetes Service.
+    Service {
+        /// Which, as `namespace/name`.
+        service: String,
+        /// The annotation; `None`: the Service as a whole.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        annotation: Option<String>,
+    },
 }
 
 /// The source line of a mistake, and the part of it to point at.
@@ -99,7 +109,8 @@ struct Excerpt {
     marked: usize,
 }
 
-/// `file:line:column: key: reason`, the source line with a caret, `fix: …`.
+/// `file:line:column: key: reason`, the source line with a caret, `fix: …`; or
+/// `Service namespace/name, annotation NAME: reason`, `fix: …`.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut gutter = String::new();
@@ -109,8 +120,19 @@ impl fmt::Display for Problem {
                 gutter = line.to_string();
             }
             Place::Variable { variable } => write!(f, "environment variable {variable}: ")?,
+            Place::Service {
+                service,
+                annotation,
+            } => {
+                write!(f, "Service {service}")?;
+                if let Some(annotation) = annotation {
+                    write!(f, ", annotation {annotation}")?;
+                }
+                f.write_str(": ")?;
+            }
         }
-        if !self.key.is_empty() {
+        // An annotation names its key itself.
+        if !self.key.is_empty() && !matches!(self.place, Place::Service { .. }) {
             write!(f, "{}: ", self.key)?;
         }
         f.write_str(&self.reason)?;
@@ -153,6 +175,10 @@ pub(super) enum At {
     Span { start: usize, end: usize },
     /// An environment variable.
     Variable(&'static str),
+    /// An annotation of the Kubernetes Service that it is about.
+    Annotation(&'static str),
+    /// That Service as a whole.
+    Service,
 }
 
 impl From<std::ops::Range<usize>> for At {
@@ -172,10 +198,13 @@ pub(super) struct Findings<'a> {
     line_starts: Vec<usize>,
     /// Lines with a syntax error. What else seems wrong there is most likely its consequence.
     broken_lines: BTreeSet<usize>,
-    found: Vec<(usize, Problem)>,
+    found: Vec<Found>,
 }
 
-/// Sorts what is wrong in the environment behind the file.
+/// A mistake, and by what it is sorted: its byte in the file.
+pub(super) type Found = (usize, Problem);
+
+/// Sorts what is wrong in the environment, or in the cluster, behind the file.
 const AFTER_THE_FILE: usize = usize::MAX;
 
 impl<'a> Findings<'a> {
@@ -199,14 +228,33 @@ impl<'a> Findings<'a> {
 
     /// Records a mistake.
     pub(super) fn report(&mut self, at: At, key: impl Into<String>, wrong: Wrong) {
-        match at {
-            At::Span { start, end } => {
-                if !self.broken_lines.contains(&self.line(start)) {
-                    self.push(start, end, key.into(), wrong);
-                }
+        self.found.extend(self.problem(at, key, wrong, None));
+    }
+
+    /// A mistake with its place, not recorded: for those that concern one service alone. `service`
+    /// is the Kubernetes Service whose annotations are spoken of.
+    pub(super) fn problem(
+        &self,
+        at: At,
+        key: impl Into<String>,
+        wrong: Wrong,
+        service: Option<&ServiceObject>,
+    ) -> Option<Found> {
+        let (start, end) = match (at, service) {
+            (At::Span { start, end }, _) => (start, end),
+            (At::Variable(variable), _) => return Some(self.in_variable(variable, key, wrong)),
+            (At::Annotation(name), Some(service)) => {
+                return Some(in_annotation(service, name, key, wrong));
             }
-            At::Variable(variable) => self.report_variable(variable, key, wrong),
-        }
+            (At::Service, Some(service)) => {
+                return Some(in_service(&service.object, key, wrong));
+            }
+            (At::Annotation(_) | At::Service, None) => {
+                unreachable!("an annotation of no Service");
+            }
+        };
+        (!self.broken_lines.contains(&self.line(start)))
+            .then(|| self.in_file(start, end, key.into(), wrong))
     }
 
     /// Leaves mistakes on the line of this byte out from now on, but for those of TOML itself.
@@ -216,30 +264,25 @@ impl<'a> Findings<'a> {
 
     /// Records a mistake of TOML itself.
     pub(super) fn report_syntax(&mut self, start: usize, end: usize, key: String, wrong: Wrong) {
-        self.push(start, end, key, wrong);
+        self.found.push(self.in_file(start, end, key, wrong));
     }
 
     /// Records a mistake in an environment variable.
     pub(super) fn report_variable(&mut self, variable: &str, key: impl Into<String>, wrong: Wrong) {
+        self.found.push(self.in_variable(variable, key, wrong));
+    }
+
+    fn in_variable(&self, variable: &str, key: impl Into<String>, wrong: Wrong) -> Found {
         let key: String = key.into();
         // The value of a variable that we do not know may be somebody's secret.
         let value = match self.environment.get(variable) {
             Some(value) if !key.is_empty() => value,
             _ => "",
         };
-        self.found.push((
-            AFTER_THE_FILE,
-            Problem {
-                place: Place::Variable {
-                    variable: variable.to_owned(),
-                },
-                key,
-                text: shown(value.lines().next().unwrap_or_default()),
-                reason: wrong.reason,
-                fix: wrong.fix,
-                excerpt: None,
-            },
-        ));
+        let place = Place::Variable {
+            variable: variable.to_owned(),
+        };
+        outside(place, key, value, wrong)
     }
 
     /// The line, from 1, of a byte of the file.
@@ -252,27 +295,25 @@ impl<'a> Findings<'a> {
         match at {
             At::Span { start, .. } => format!("line {}", self.line(start)),
             At::Variable(variable) => variable.to_owned(),
+            At::Annotation(name) => format!("annotation {name}"),
+            At::Service => "the Service".to_owned(),
         }
     }
 
-    /// The text of the file at a place; empty for a variable.
+    /// The text of the file at a place; empty for one that is not in the file.
     pub(super) fn source(&self, at: At) -> &'a str {
         match at {
             At::Span { start, end } => self.text.get(start..end).unwrap_or_default(),
-            At::Variable(_) => "",
+            At::Variable(_) | At::Annotation(_) | At::Service => "",
         }
     }
 
     /// All that was recorded, or `None` if nothing was.
-    pub(super) fn into_problems(mut self) -> Option<Problems> {
-        self.found.sort_by_key(|(start, _)| *start);
-        let mut problems: Vec<Problem> = self.found.into_iter().map(|(_, p)| p).collect();
-        // The TOML parser says some things twice.
-        problems.dedup();
-        (!problems.is_empty()).then_some(Problems(problems))
+    pub(super) fn into_problems(self) -> Option<Problems> {
+        in_order(self.found)
     }
 
-    fn push(&mut self, start: usize, end: usize, key: String, wrong: Wrong) {
+    fn in_file(&self, start: usize, end: usize, key: String, wrong: Wrong) -> Found {
         let line = self.line(start);
         let line_start = self.line_starts[line - 1];
         let rest = &self.text[line_start..];
@@ -294,22 +335,80 @@ impl<'a> Findings<'a> {
             before: before - skipped,
             line: shown(&window),
         };
-        self.found.push((
-            start,
-            Problem {
-                place: Place::File {
-                    file: self.file.to_owned(),
-                    line,
-                    column: before + 1,
-                },
-                key,
-                text: shown(text),
-                reason: wrong.reason,
-                fix: wrong.fix,
-                excerpt: Some(excerpt),
+        let problem = Problem {
+            place: Place::File {
+                file: self.file.to_owned(),
+                line,
+                column: before + 1,
             },
-        ));
+            key,
+            text: shown(text),
+            reason: wrong.reason,
+            fix: wrong.fix,
+            excerpt: Some(excerpt),
+        };
+        (start, problem)
     }
+}
+
+/// A mistake in an annotation, whatever its name.
+pub(super) fn in_annotation(
+    service: &ServiceObject,
+    name: &str,
+    key: impl Into<String>,
+    wrong: Wrong,
+) -> Found {
+    let place = Place::Service {
+        service: service.object.to_string(),
+        annotation: Some(shown(name)),
+    };
+    let value = service.annotations.get(name);
+    outside(
+        place,
+        key.into(),
+        value.map_or("", String::as_str),
+        shortened(wrong),
+    )
+}
+
+/// A mistake in a Service as a whole.
+pub(super) fn in_service(object: &ObjectRef, key: impl Into<String>, wrong: Wrong) -> Found {
+    let place = Place::Service {
+        service: object.to_string(),
+        annotation: None,
+    };
+    outside(place, key.into(), "", shortened(wrong))
+}
+
+/// All of these in order, or `None` if there are none.
+pub(super) fn in_order(mut found: Vec<Found>) -> Option<Problems> {
+    found.sort_by_key(|(start, _)| *start);
+    let mut problems: Vec<Problem> = found.into_iter().map(|(_, problem)| problem).collect();
+    // The TOML parser says some things twice.
+    problems.dedup();
+    (!problems.is_empty()).then_some(Problems(problems))
+}
+
+fn outside(place: Place, key: String, value: &str, wrong: Wrong) -> Found {
+    let problem = Problem {
+        place,
+        key,
+        text: shown(value.lines().next().unwrap_or_default()),
+        reason: wrong.reason,
+        fix: wrong.fix,
+        excerpt: None,
+    };
+    (AFTER_THE_FILE, problem)
+}
+
+/// What quotes an annotation may be as long as that: up to 256 KiB (the API server's limit).
+fn shortened(wrong: Wrong) -> Wrong {
+    const MOST: usize = 400;
+    let short = |text: String| match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    };
+    Wrong::new(short(wrong.reason), short(wrong.fix))
 }
 
 /// Characters of a source line that are shown, and how many of them before the caret.

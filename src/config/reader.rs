@@ -12,6 +12,8 @@ use toml::de::DeValue;
 use super::document::{Slot, report_unknown};
 use super::expand::expand;
 use super::keys::{Key, Kind, Table, quoted};
+use super::kubernetes::ObjectRef;
+use super::kubernetes::names::{self, Named, PortRef};
 use super::problem::{At, Findings, Wrong};
 use super::syntax::Syntax;
 use super::value::{self, Parsed};
@@ -29,8 +31,22 @@ pub(super) struct Reader<'a> {
     pub(super) findings: Findings<'a>,
     /// What relative paths count from.
     pub(super) base: &'a Path,
+    /// Where objects of Kubernetes are that are named without a namespace.
+    pub(super) home: Home,
+    /// Whether this build speaks with Kubernetes.
+    pub(super) kubernetes: bool,
     environment: &'a BTreeMap<String, String>,
     syntax: Syntax,
+}
+
+/// The namespace of what is named without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Home {
+    Known(String),
+    /// Neither the file nor a pod says one.
+    Unknown,
+    /// The file says one that cannot be read: nothing that follows from it is worth a report.
+    Unreadable,
 }
 
 /// A key of the table of keys with its value.
@@ -41,7 +57,7 @@ pub(super) struct Written<'a> {
 }
 
 impl Written<'_> {
-    fn at(&self) -> At {
+    pub(super) fn at(&self) -> At {
         self.value.span().into()
     }
 }
@@ -52,11 +68,20 @@ impl<'a> Reader<'a> {
         base: &'a Path,
         environment: &'a BTreeMap<String, String>,
         syntax: Syntax,
+        own_namespace: Option<&str>,
+        kubernetes: bool,
     ) -> Self {
         syntax.mark_lines(&mut findings);
+        let home = match own_namespace {
+            _ if syntax.is_broken() => Home::Unreadable,
+            Some(own) => Home::Known(own.to_owned()),
+            None => Home::Unknown,
+        };
         Self {
             findings,
             base,
+            home,
+            kubernetes,
             environment,
             syntax,
         }
@@ -82,6 +107,45 @@ impl<'a> Reader<'a> {
             None => {
                 report_unknown(self, table, path, name);
                 None
+            }
+        }
+    }
+
+    /// Whether this build can obey what asks for Kubernetes; if not, that is reported at `at`.
+    pub(super) fn can_kubernetes(&mut self, at: At, path: &str) -> bool {
+        if !self.kubernetes {
+            let wrong = Wrong::new(
+                "this build of tlsward has no Kubernetes support",
+                "use a build with the feature \"kubernetes\", or remove what needs it: certificates can be files, and an upstream host:port",
+            );
+            self.findings.report(at, path, wrong);
+        }
+        self.kubernetes
+    }
+
+    /// An object by `name` or `namespace/name`; `kind` is `"a Secret"` or the like.
+    pub(super) fn object(&mut self, written: &Written<'_>, kind: &str) -> Slot<ObjectRef> {
+        match self.text(written, |text| names::named(text, kind)) {
+            Slot::Set(named, at) => self.at_home(named, at, written.path),
+            Slot::Absent => Slot::Absent,
+            Slot::Invalid => Slot::Invalid,
+        }
+    }
+
+    /// An object with the namespace that it has.
+    pub(super) fn at_home(&mut self, named: Named, at: At, path: &str) -> Slot<ObjectRef> {
+        let Named { namespace, name } = named;
+        match (namespace, &self.home) {
+            (Some(namespace), _) => Slot::Set(ObjectRef::new(namespace, name), at),
+            (None, Home::Known(home)) => Slot::Set(ObjectRef::new(home.as_str(), name), at),
+            (None, Home::Unreadable) => Slot::Invalid,
+            (None, Home::Unknown) => {
+                let wrong = Wrong::new(
+                    format!("in which namespace {name:?} is cannot be known outside of a pod"),
+                    "set namespace in [kubernetes], or name the namespace here: \"NAMESPACE/NAME\", or namespace = \"…\" beside service",
+                );
+                self.findings.report(at, path, wrong);
+                Slot::Invalid
             }
         }
     }
@@ -201,6 +265,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The name or the number of a port.
+    pub(super) fn port(&mut self, written: &Written<'_>) -> Slot<PortRef> {
+        match written.value.get_ref() {
+            DeValue::Integer(number) => {
+                let digits = u64::from_str_radix(number.as_str(), number.radix());
+                let text = digits.map_or_else(|_| number.to_string(), |digits| digits.to_string());
+                let parsed = names::port(&text);
+                self.slot(written, parsed)
+            }
+            _ => self.text(written, names::port),
+        }
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, written: &Written<'_>) -> Slot<bool> {
         if self.is_broken(written) {
@@ -266,7 +343,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether the value has a syntax error, which is then reported with what is known of the key.
-    fn is_broken(&mut self, written: &Written<'_>) -> bool {
+    pub(super) fn is_broken(&mut self, written: &Written<'_>) -> bool {
         self.syntax.claim(written, &mut self.findings)
     }
 
@@ -312,7 +389,7 @@ fn name_of(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
+pub(super) fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
     let expected = match key.kind {
         Kind::Bool => "true or false".to_owned(),
         Kind::Integer { off: false, .. } => "an integer".to_owned(),
@@ -322,9 +399,24 @@ fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
         Kind::Choice(words) => quoted(words),
         Kind::Choices(_) => "a list of names".to_owned(),
         Kind::Text(what, _) => format!("{what}, in quotes"),
-        Kind::TextOrTexts(what, _) => format!("{what} in quotes, or a list of such"),
+        Kind::TextsOrTable(what, ..) => {
+            format!("{what} in quotes, a list of such, or a table of a Kubernetes Service")
+        }
+        Kind::TextOrTables(what, ..) => {
+            format!("{what} in quotes, or a table of a Kubernetes object, or a list of such tables")
+        }
+        Kind::TextOrPort(what, _) => format!("{what}"),
         Kind::Texts(what, _) => format!("a list; each element is {what}"),
     };
+    if let (Kind::TextsOrTable(what, ..), DeValue::Table(_)) = (&key.kind, value) {
+        return Wrong::new(
+            format!(
+                "a list of {} holds {what}, and a Kubernetes Service stands alone",
+                key.name
+            ),
+            "write the table without the brackets of a list",
+        );
+    }
     let fix = match (&key.kind, value) {
         (Kind::Duration { .. }, DeValue::Integer(seconds)) => {
             format!("write \"{seconds}s\" for seconds")
@@ -368,7 +460,10 @@ fn mismatch_fix(key: &Key) -> String {
         Kind::Duration { off: true } => format!("write for example {name} = \"5m\", or \"off\""),
         Kind::Choice(words) => format!("write {}", quoted(words)),
         Kind::Choices(words) => format!("write for example {name} = [{:?}]", words[0]),
-        Kind::Text(_, example) | Kind::TextOrTexts(_, example) => {
+        Kind::Text(_, example)
+        | Kind::TextsOrTable(_, example, _)
+        | Kind::TextOrTables(_, example, _)
+        | Kind::TextOrPort(_, example) => {
             format!("write for example {name} = {example:?}")
         }
         Kind::Texts(_, example) => format!("write for example {name} = [{example:?}]"),

@@ -16,18 +16,14 @@ const DURATION: &str = r"^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?([0-9]+ms)?$";
 #[must_use]
 pub fn schema() -> Value {
     let tls = object(Table::Tls, [], "TLS to the upstream.");
-    let service = |required: bool, doc: &str| {
+    let service = |whole: bool, doc: &str| {
         let mut schema = object(
             Table::Service,
             [("tls", json!({ "$ref": "#/$defs/tls" }))],
             doc,
         );
-        if required {
-            let names = Table::Service
-                .keys()
-                .iter()
-                .filter(|key| key.default == Default::Required);
-            schema["required"] = names.map(|key| key.name).collect();
+        if whole {
+            schema["required"] = required(Table::Service);
         } else if let Some(properties) = schema["properties"].as_object_mut() {
             properties.retain(|name, _| {
                 Table::Service
@@ -42,6 +38,21 @@ pub fn schema() -> Value {
         [
             ("admin", object(Table::Admin, [], "The admin endpoints.")),
             ("log", object(Table::Log, [], "What is logged.")),
+            (
+                "kubernetes",
+                object(
+                    Table::Kubernetes,
+                    [(
+                        "discovery",
+                        object(
+                            Table::Discovery,
+                            [],
+                            "Each Service that carries the annotation tlsward/listen is a service.",
+                        ),
+                    )],
+                    "How the API server is reached, and what is read from it.",
+                ),
+            ),
             (
                 "defaults",
                 service(false, "What every service inherits, key by key."),
@@ -86,6 +97,28 @@ fn object<const N: usize>(table: Table, tables: [(&str, Value); N], doc: &str) -
     })
 }
 
+/// A table that is the value of a key.
+fn inline(table: Table) -> Value {
+    let mut schema = object(table, [], "A Kubernetes object.");
+    let one_of = |names: &[&str]| -> Value {
+        let alone = names.iter().map(|name| json!({ "required": [name] }));
+        alone.collect()
+    };
+    match table {
+        Table::Ca => schema["oneOf"] = one_of(&["secret", "configmap", "cluster_trust_bundle"]),
+        _ => schema["required"] = required(table),
+    }
+    schema
+}
+
+/// The keys that a table must have.
+fn required(table: Table) -> Value {
+    let keys = table.keys().iter();
+    keys.filter(|key| key.default == Default::Required)
+        .map(|key| key.name)
+        .collect()
+}
+
 fn property(key: &Key) -> Value {
     let mut schema = match key.kind {
         Kind::Bool => json!({ "type": "boolean" }),
@@ -109,12 +142,31 @@ fn property(key: &Key) -> Value {
         Kind::Text(_, example) => {
             json!({ "type": "string", "minLength": 1, "examples": [example] })
         }
-        Kind::TextOrTexts(_, example) => json!({
+        Kind::TextOrPort(_, example) => json!({
+            "anyOf": [
+                { "type": "string", "minLength": 1 },
+                { "type": "integer", "minimum": 1, "maximum": u16::MAX },
+            ],
+            "examples": [example],
+        }),
+        Kind::TextsOrTable(_, example, table) => json!({
             "anyOf": [
                 { "type": "string", "minLength": 1 },
                 {
                     "type": "array", "minItems": 1, "uniqueItems": true,
                     "items": { "type": "string", "minLength": 1 },
+                },
+                inline(table),
+            ],
+            "examples": [example],
+        }),
+        Kind::TextOrTables(_, example, table) => json!({
+            "anyOf": [
+                { "type": "string", "minLength": 1 },
+                inline(table),
+                {
+                    "type": "array", "minItems": 1, "uniqueItems": true,
+                    "items": inline(table),
                 },
             ],
             "examples": [example],

@@ -153,6 +153,11 @@ impl Syntax {
         }
     }
 
+    /// Whether something in the file may not have been read.
+    pub(super) fn is_broken(&self) -> bool {
+        !self.errors.iter().all(SyntaxError::is_repetition)
+    }
+
     /// Keeps follow-up mistakes on the lines of syntax errors out of the report.
     pub(super) fn mark_lines(&self, findings: &mut Findings<'_>) {
         for error in self.errors.iter().filter(|error| !error.is_repetition()) {

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::keys::{Default as KeyDefault, Kind, Table};
+use super::kubernetes::{Cluster, Known, ObjectRef, ServiceObject, ServicePort};
 use super::*;
 
 mod inheritance;
+mod objects;
 mod properties;
 mod reference;
 
@@ -20,15 +23,57 @@ fn parse_with<const N: usize>(
     text: &str,
     variables: [(&str, &str); N],
 ) -> Result<Config, Problems> {
-    Config::parse(
-        text,
-        Path::new("/etc/tlsward/config.toml"),
-        &environment(variables),
-    )
+    parse_in(text, variables, &Cluster::default())
+}
+
+/// As in a build with Kubernetes, whatever this one is.
+fn parse_in<const N: usize>(
+    text: &str,
+    variables: [(&str, &str); N],
+    cluster: &Cluster,
+) -> Result<Config, Problems> {
+    let path = Path::new("/etc/tlsward/config.toml");
+    Config::read(text, path, &environment(variables), cluster, true)
 }
 
 fn parse(text: &str) -> Config {
     parse_with(text, []).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// A Service `namespace/name` with these ports (`"https 443"`, or `"443"` without a name).
+fn service<const N: usize>(
+    object: &str,
+    ports: &[&str],
+    annotations: [(&str, &str); N],
+) -> ServiceObject {
+    let (namespace, name) = object.split_once('/').unwrap();
+    let port = |text: &&str| {
+        let (name, number) = text.split_once(' ').unwrap_or(("", text));
+        ServicePort {
+            name: name.to_owned(),
+            number: number.parse().unwrap(),
+        }
+    };
+    ServiceObject {
+        object: ObjectRef::new(namespace, name),
+        uid: format!("uid of {object}"),
+        created_at: 0,
+        annotations: environment(annotations),
+        ports: ports.iter().map(port).collect(),
+        external_name: None,
+    }
+}
+
+/// What is known where these Services exist.
+fn cluster(services: impl IntoIterator<Item = ServiceObject>) -> Cluster {
+    let known = |service: ServiceObject| {
+        let object = service.object.clone();
+        (object, Known::Exists(Arc::new(service)))
+    };
+    Cluster {
+        services: services.into_iter().map(known).collect(),
+        ..Cluster::default()
+    }
 }
 
 fn only_service(config: &Config) -> &Service {
@@ -50,11 +95,13 @@ struct Fixture {
     path: PathBuf,
     text: String,
     variables: BTreeMap<String, String>,
+    cluster: Cluster,
     expected: Vec<String>,
 }
 
 impl Fixture {
-    /// `#! env NAME=value` sets a variable; any other `#! …` is an expectation.
+    /// `#! env NAME=value` sets a variable, `#! namespace NAME` says that of the pod; any other
+    /// `#! …` is an expectation.
     fn all(directory: &str) -> Vec<Self> {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/config")
@@ -71,7 +118,12 @@ impl Fixture {
             .map(|path| {
                 let text = read(&path);
                 let (mut variables, mut expected) = (BTreeMap::new(), Vec::new());
+                let mut cluster = Cluster::default();
                 for line in text.lines().filter_map(|line| line.strip_prefix("#! ")) {
+                    if let Some(own) = line.strip_prefix("namespace ") {
+                        cluster.own_namespace = Some(own.to_owned());
+                        continue;
+                    }
                     match line
                         .strip_prefix("env ")
                         .and_then(|rest| rest.split_once('='))
@@ -86,6 +138,7 @@ impl Fixture {
                     path,
                     text,
                     variables,
+                    cluster,
                     expected,
                 }
             })
@@ -94,10 +147,12 @@ impl Fixture {
 
     fn parse(&self) -> Result<Config, Problems> {
         let name = self.path.file_name().unwrap();
-        Config::parse(
+        Config::read(
             &self.text,
             &Path::new("/etc/tlsward").join(name),
             &self.variables,
+            &self.cluster,
+            true,
         )
     }
 }
@@ -137,6 +192,7 @@ fn every_invalid_fixture_has_the_problems_that_its_comments_name_and_no_others()
             let place = match &problem.place {
                 Place::File { line, column, .. } => format!("{line}:{column}: "),
                 Place::Variable { variable } => format!("{variable}: "),
+                Place::Service { .. } => panic!("{problem} is no mistake of the file"),
             };
             let said = format!(
                 "{place}{}: {} | {}",

@@ -4,37 +4,69 @@ use std::collections::BTreeMap;
 
 use tracing::{error, info, warn};
 
+use super::cluster::{self, Hindered};
 use super::credentials::{Judged, Loaded, Verdict};
 use super::state::{Readiness, State};
-use crate::config::{CaSource, IdentitySource, Service, TrustSource, Verify};
+use crate::cluster::Store;
+use crate::config::{CaSource, IdentitySource, Listen, Service, ServiceName, TrustSource, Verify};
 use crate::failure::{Explained, Reason};
 use crate::source::{Health, SourceKey, Trigger};
-use crate::status::{IdentityStatus, ServiceState, ServiceStatus, TrustStatus};
+use crate::status::{IdentityStatus, KubernetesStatus, ServiceState, ServiceStatus, TrustStatus};
 use crate::tls::client_config;
 use crate::tls::identity::Identity;
 use crate::tls::trust::Trust;
 
-/// All services of the configuration in force. `unbound` holds listeners that have no address yet
-/// and why.
-pub(super) fn services(
-    state: &State,
-    unbound: &BTreeMap<crate::config::Listen, Explained>,
-    health: &Health,
-) -> Vec<ServiceStatus> {
-    state
-        .config
-        .services
-        .values()
-        .map(|service| one(state, service, unbound, health))
-        .collect()
+/// What status is made of.
+pub(super) struct Facts<'f> {
+    pub(super) state: &'f State,
+    /// Listeners that have no address yet and why.
+    pub(super) unbound: &'f BTreeMap<Listen, Explained>,
+    pub(super) health: &'f Health,
+    pub(super) cluster: &'f Store,
+    /// Services that go on as their Kubernetes Services were before.
+    pub(super) stale: &'f BTreeMap<ServiceName, Hindered>,
+    /// Services that are asked for and not served.
+    pub(super) hindered: &'f BTreeMap<ServiceName, Hindered>,
 }
 
-fn one(
-    state: &State,
-    service: &Service,
-    unbound: &BTreeMap<crate::config::Listen, Explained>,
-    health: &Health,
-) -> ServiceStatus {
+/// All services of the configuration in force, and those that Kubernetes keeps out of it.
+pub(super) fn services(facts: &Facts<'_>) -> Vec<ServiceStatus> {
+    let served = facts.state.config.services.values();
+    let mut services: Vec<ServiceStatus> = served.map(|service| one(facts, service)).collect();
+    let hindered = facts.hindered.iter();
+    services.extend(hindered.map(|(name, hindered)| not_served(name, hindered)));
+    services.sort_by(|one, other| one.name.cmp(&other.name));
+    services
+}
+
+/// A service that is not in the configuration in force, because of its Kubernetes Service.
+fn not_served(name: &ServiceName, hindered: &Hindered) -> ServiceStatus {
+    ServiceStatus {
+        name: name.to_string(),
+        listen: hindered.listen.clone().unwrap_or_else(|| "-".to_owned()),
+        upstream: vec![format!("Service {}", hindered.object)],
+        state: ServiceState::Waiting,
+        problem: Some(hindered.why.clone()),
+        identity: None,
+        trust: None,
+        verify: "full",
+        warnings: Vec::new(),
+        kubernetes: Some(KubernetesStatus {
+            discovered: hindered.discovered,
+            service: Some(hindered.object.clone()),
+            problem: Some(hindered.why.clone()),
+            ..KubernetesStatus::default()
+        }),
+    }
+}
+
+fn one(facts: &Facts<'_>, service: &Service) -> ServiceStatus {
+    let Facts {
+        state,
+        unbound,
+        health,
+        ..
+    } = facts;
     let identity = service
         .identity
         .as_ref()
@@ -63,6 +95,9 @@ fn one(
         .and_then(|(_, loaded)| loaded.refused())
         .or_else(|| trust.and_then(|(_, loaded)| loaded.refused()));
     problem = problem.or_else(|| refused.cloned());
+    let kubernetes = cluster::status(facts, service);
+    let of_service = kubernetes.as_ref().and_then(|it| it.problem.clone());
+    problem = problem.or(of_service);
 
     let mut warnings = client_config::warnings(&service.tls, service.ca());
     if let Some(good) = identity.and_then(|(_, loaded)| loaded.current()) {
@@ -86,6 +121,7 @@ fn one(
             .flat_map(notes),
     );
 
+    warnings.extend(cluster::troubles(facts, service));
     ServiceStatus {
         name: service.name.to_string(),
         listen: service.listen.to_string(),
@@ -100,6 +136,7 @@ fn one(
             Verify::None => "none",
         },
         warnings,
+        kubernetes,
     }
 }
 

@@ -140,6 +140,11 @@ impl State {
         self.config = config;
     }
 
+    /// The live set of a service's endpoints.
+    pub(crate) fn endpoints_of(&self, service: &ServiceName) -> Option<&Arc<Endpoints>> {
+        self.endpoints.get(service)
+    }
+
     /// The live sets of endpoints, for whoever keeps them current.
     pub(crate) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoints>> {
         self.endpoints.values()
@@ -197,7 +202,8 @@ impl State {
                 config::Upstream::Addresses(addresses) => Upstream::Addresses(addresses.clone()),
                 config::Upstream::Service(backend) => {
                     let live = self.endpoints.entry(service.name.clone());
-                    let new = || Arc::new(Endpoints::new(backend.clone()));
+                    let metrics = self.metrics.service(&service.name);
+                    let new = || Arc::new(Endpoints::new(backend.clone(), &metrics));
                     Upstream::Endpoints(Arc::clone(live.or_insert_with(new)))
                 }
             };

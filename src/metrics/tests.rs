@@ -124,6 +124,8 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_connections_open", "gauge"),
         ("tlsward_connections_total", "counter"),
         ("tlsward_crl_next_update_seconds", "gauge"),
+        ("tlsward_endpoint_failures_total", "counter"),
+        ("tlsward_endpoints", "gauge"),
         ("tlsward_handshake_seconds", "histogram"),
         ("tlsward_handshakes_queued_total", "counter"),
         ("tlsward_handshakes_total", "counter"),
@@ -344,6 +346,40 @@ fn a_connection_is_open_until_its_guard_is_dropped() {
     assert_eq!(metrics.traffic().open, 1);
     drop(second);
     assert_eq!(metrics.traffic().open, 0);
+}
+
+#[test]
+fn a_service_with_live_endpoints_shows_their_number_and_another_has_no_such_series() {
+    let metrics = busy();
+    let series = r#"tlsward_endpoints{service="billing"}"#;
+    assert_eq!(value(&metrics.encode(), series), None);
+    let billing = metrics.service(&name("billing"));
+    let before = billing.endpoints();
+    before.set(3);
+    assert_eq!(value(&metrics.encode(), series), Some(3.0));
+    // Another Service, say, and the one from before goes later.
+    let now = billing.endpoints();
+    drop(before);
+    assert_eq!(value(&metrics.encode(), series), Some(0.0));
+    drop(now);
+    assert_eq!(value(&metrics.encode(), series), None);
+}
+
+#[test]
+fn a_failure_after_which_another_endpoint_was_tried_is_none_of_the_connection() {
+    let metrics = busy();
+    let billing = metrics.service(&name("billing"));
+    let failed = billing.traffic().failed;
+    billing.moved_on(Reason::Refused);
+    billing.moved_on(Reason::Refused);
+    billing.moved_on(Reason::Timeout);
+    assert_eq!(billing.traffic().failed, failed);
+    let text = metrics.encode();
+    for (reason, expected) in [("refused", 2.0), ("timeout", 1.0)] {
+        let labels = format!(r#"service="billing",reason="{reason}""#);
+        let series = format!("tlsward_endpoint_failures_total{{{labels}}}");
+        assert_eq!(value(&text, &series), Some(expected), "{series}");
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ impl Collector for Inner {
             .map(|(name, entry)| (name.clone(), Arc::clone(&entry.metrics)))
             .collect();
         encode_connections(&mut encoder, &services)?;
+        encode_endpoints(&mut encoder, &services)?;
         encode_handshakes(&mut encoder, &services)
     }
 }
@@ -256,6 +257,36 @@ fn encode_connections(encoder: &mut DescriptorEncoder<'_>, services: &Services) 
         for (direction, bytes) in [("up", &metrics.bytes_up), ("down", &metrics.bytes_down)] {
             let labels = [("service", name.as_str()), ("direction", direction)];
             counter(&mut family, &labels, bytes.load(Relaxed))?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_endpoints(encoder: &mut DescriptorEncoder<'_>, services: &Services) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "endpoints",
+        "Endpoints of the Kubernetes Service that new connections go to.",
+        None,
+        MetricType::Gauge,
+    )?;
+    for (name, metrics) in services {
+        if let Some(endpoints) = lock(&metrics.endpoints).upgrade() {
+            let endpoints = i64::try_from(endpoints.load(Relaxed)).unwrap_or(i64::MAX);
+            family
+                .encode_family(&[("service", name.as_str())])?
+                .encode_gauge(&endpoints)?;
+        }
+    }
+    let mut family = encoder.encode_descriptor(
+        "endpoint_failures",
+        "Failures of one endpoint after which the connection went on to another, by reason.",
+        None,
+        MetricType::Counter,
+    )?;
+    for (name, metrics) in services {
+        for (reason, count) in &lock(&metrics.failures).moved_on {
+            let labels = [("service", name.as_str()), ("reason", reason.as_str())];
+            counter(&mut family, &labels, *count)?;
         }
     }
     Ok(())

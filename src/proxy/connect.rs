@@ -1,29 +1,41 @@
-//! From a route to an established TLS session: look-up, TCP and handshake under one deadline.
+//! From a route to an established TLS session: look-up, TCP and handshake at one endpoint, and
+//! where that fails at the next, all under one deadline.
+//!
+//! Another endpoint is tried only while nothing of the caller's can have been sent: its data go
+//! out with our last flight at the earliest, when this is over. And only where an endpoint did not
+//! answer, broke off or took too long. What it said (an alert) and what we found (a certificate
+//! that does not verify) is a verdict, and stands: docs/decisions/0019-endpoints.md.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::fmt;
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
-use super::handshake::{LastFlight, handshake};
+use super::handshake::{HandshakeError, LastFlight, handshake};
 use super::outcome;
 use super::resolve::Resolver;
 use super::session::Established;
-use crate::config::{Host, UpstreamAddress};
+use crate::config::UpstreamAddress;
 use crate::failure::{Failure, Phase, Reason, Side};
-use crate::route::{Route, Upstream};
+use crate::route::{Endpoints, Held, Pick, Route, Tried, Upstream};
 use crate::workers::Dialling;
 
-/// Head start of an address over the next one (RFC 8305 section 5: 250 ms recommended).
-const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+mod tcp;
+
+pub(super) use tcp::keepalive_after;
+
+/// Endpoints of a Kubernetes Service that one connection tries, at most. Where five in a row fail,
+/// so will most of the others, and each has had its connections.
+const MOST_ENDPOINTS: usize = 5;
 
 /// A TLS session with a verified upstream.
 pub(crate) struct Connected {
@@ -32,6 +44,9 @@ pub(crate) struct Connected {
     pub(crate) endpoint: SocketAddr,
     /// The name that was verified.
     pub(crate) server_name: ServerName<'static>,
+    /// Counts the connection at its endpoint, if that is one of a live set; for as long as it is
+    /// open.
+    pub(crate) held: Option<Held>,
 }
 
 /// What a connection needs until it stands.
@@ -46,31 +61,20 @@ pub(crate) struct Dial {
 
 /// How far a dial has come, readable by whoever gives it up.
 #[derive(Debug)]
-pub(crate) struct Progress {
-    phase: AtomicU8,
-    /// In line for its handshake.
-    in_line: AtomicBool,
-}
+pub(crate) struct Progress(AtomicU8);
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self {
-            phase: AtomicU8::new(0),
-            in_line: AtomicBool::new(false),
-        }
+        Self(AtomicU8::new(0))
     }
 
     fn reach(&self, phase: Phase) {
         let at = Phase::ALL.iter().position(|p| *p == phase).unwrap_or(0);
-        self.phase.store(at as u8, Ordering::Relaxed);
-    }
-
-    fn stand_in_line(&self, waits: bool) {
-        self.in_line.store(waits, Ordering::Relaxed);
+        self.0.store(at as u8, Ordering::Relaxed);
     }
 
     pub(crate) fn phase(&self) -> Phase {
-        match Phase::ALL.get(usize::from(self.phase.load(Ordering::Relaxed))) {
+        match Phase::ALL.get(usize::from(self.0.load(Ordering::Relaxed))) {
             Some(Phase::Accept) | None => Phase::Resolve,
             Some(phase) => *phase,
         }
@@ -79,9 +83,13 @@ impl Progress {
 
 /// Dials the upstream of `route`, verifies it and presents the route's identity.
 ///
+/// Addresses are tried in their order, endpoints as [`Endpoints::pick`] has it, each once. Where a
+/// Service has none, this waits for the first.
+///
 /// # Errors
-/// Says in which phase it failed, on whose side and why. At `timeouts.connect` after the caller
-/// was accepted it is [`Reason::Timeout`] in the phase that had been reached.
+/// Says in which phase it failed, on whose side and why: the last that was tried, and in its detail
+/// those before it. At `timeouts.connect` after the caller was accepted it is [`Reason::Timeout`]
+/// in the phase that had been reached, or [`Reason::NoEndpoints`].
 ///
 /// # Cancellation
 /// Whatever had been opened is closed, and a place in line is given up.
@@ -90,270 +98,349 @@ pub(crate) async fn connect(
     dial: &Dial,
     progress: &Progress,
 ) -> Result<Connected, Failure> {
-    let attempt = attempt(route, &dial.resolver, progress);
-    tokio::time::timeout_at(dial.accepted + route.timeouts.connect, attempt)
-        .await
-        .unwrap_or_else(|_| Err(too_late(route, progress)))
-}
-
-fn too_late(route: &Route, progress: &Progress) -> Failure {
-    let limit = route.timeouts.connect;
-    let upstream = route.upstream.to_string();
-    let phase = progress.phase();
-    if progress.in_line.load(Ordering::Relaxed) {
-        let places = route.handshakes.limit().map_or(0, NonZeroUsize::get);
-        let detail = format!(
-            "its turn did not come within connect_timeout ({limit:?}): {places} TLS handshakes \
-             with {upstream} were under way before it, as many as max_handshakes allows"
-        );
-        return Failure::new(phase, Side::Local, Reason::Timeout, detail);
+    let deadline = dial.accepted + route.timeouts.connect;
+    let timer = pin!(tokio::time::sleep_until(deadline));
+    let dialler = Dialler {
+        route,
+        resolver: &dial.resolver,
+        progress,
+        clock: Clock { deadline, timer },
+        begun: Instant::now(),
+        failed: Vec::new(),
+    };
+    match &route.upstream {
+        Upstream::Addresses(addresses) => dialler.in_order(addresses).await,
+        Upstream::Endpoints(live) => dialler.spread(live).await,
     }
-    let side = if phase == Phase::Resolve {
-        Side::Local
-    } else {
-        Side::Upstream
-    };
-    let detail = format!("no answer from {upstream} within connect_timeout ({limit:?})");
-    Failure::new(phase, side, Reason::Timeout, detail)
 }
 
-async fn attempt(
-    route: &Route,
-    resolver: &Arc<Resolver>,
-    progress: &Progress,
-) -> Result<Connected, Failure> {
-    let begun = Instant::now();
-    let (mut stream, upstream, endpoint) = reach_any(route, resolver, progress).await?;
-    route.metrics.connected(begun.elapsed());
-
-    progress.reach(Phase::Handshake);
-    let name = route.server_name_for(upstream);
-    let _place = match route.handshakes.place_at_once() {
-        Some(place) => place,
-        None => {
-            let _waiting = route.metrics.waiting_for_handshake();
-            progress.stand_in_line(true);
-            let place = route.handshakes.place().await;
-            progress.stand_in_line(false);
-            place
-        }
-    };
-    let begun = Instant::now();
-    let session = handshake(&mut stream, &route.tls, name.clone(), LastFlight::WithData)
-        .await
-        .map_err(|error| outcome::handshake_failed(error, &name, &route.identity))?;
-    let resumed = session.facts().handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-    route.metrics.handshaken(begun.elapsed(), resumed);
-    Ok(Connected {
-        stream,
-        session,
-        endpoint,
-        server_name: name,
-    })
+/// A dial on its way.
+struct Dialler<'a> {
+    route: &'a Route,
+    resolver: &'a Arc<Resolver>,
+    progress: &'a Progress,
+    clock: Clock<'a>,
+    /// What is told of TCP counts from here.
+    begun: Instant,
+    /// Why each that was tried so far is not it.
+    failed: Vec<Failure>,
 }
 
-/// Opens a TCP connection to the first upstream that takes one. Each upstream but the last gets
-/// an equal share of the time, so that one that does not answer does not keep the next from
-/// being tried.
-async fn reach_any<'route>(
-    route: &'route Route,
-    resolver: &Arc<Resolver>,
-    progress: &Progress,
-) -> Result<(TcpStream, &'route UpstreamAddress, SocketAddr), Failure> {
-    let addresses = match &route.upstream {
-        Upstream::Addresses(addresses) => addresses,
-        Upstream::Endpoints(live) => {
-            let detail = format!("{} has no endpoint", live.backend());
-            return Err(Failure::new(
-                Phase::Resolve,
-                Side::Upstream,
-                Reason::NoEndpoints,
-                detail,
-            ));
+/// An attempt that came to nothing.
+struct Broken {
+    failure: Failure,
+    /// Another may be tried: this was no verdict, and there is time.
+    go_on: bool,
+}
+
+impl Dialler<'_> {
+    async fn in_order(mut self, addresses: &[UpstreamAddress]) -> Result<Connected, Failure> {
+        for (n, upstream) in addresses.iter().enumerate() {
+            let name = self.route.server_name_for(upstream);
+            let others = addresses.len() - 1 - n;
+            match self.attempt(Target::Address(upstream), name, others).await {
+                Ok(connected) => return Ok(connected),
+                Err(broken) => self.note(broken)?,
+            }
         }
-    };
-    let share = route.timeouts.connect / addresses.len().max(1) as u32;
-    let mut failures: Option<Failure> = None;
-    for (n, upstream) in addresses.iter().enumerate() {
-        let reaching = reach(upstream, resolver, progress, route.keepalive);
-        let result = if n + 1 == addresses.len() {
-            reaching.await
-        } else {
-            tokio::time::timeout(share, reaching)
-                .await
-                .unwrap_or_else(|_| {
-                    let detail = format!(
-                        "{upstream} did not answer within its share of connect_timeout ({share:?})"
-                    );
-                    Err(Failure::new(
-                        progress.phase(),
-                        Side::Upstream,
-                        Reason::Timeout,
-                        detail,
-                    ))
-                })
+        Err(self.nothing_left())
+    }
+
+    async fn spread(mut self, live: &Endpoints) -> Result<Connected, Failure> {
+        let name = self.route.server_name.as_ref().or(live.server_name());
+        let Some(name) = name else {
+            let detail = format!("{} makes no name to verify", live.backend());
+            return Err(local(Phase::Resolve, Reason::Internal, detail));
         };
-        match result {
-            Ok((stream, endpoint)) => return Ok((stream, upstream, endpoint)),
-            Err(mut failure) => {
-                if let Some(earlier) = failures {
-                    failure.why.detail = format!(
-                        "{}; before that: {}",
-                        failure.why.detail, earlier.why.detail
-                    );
+        let mut tried = Tried::default();
+        while tried.len() < MOST_ENDPOINTS {
+            self.progress.reach(Phase::Resolve);
+            let (held, others) = match live.pick(&tried, Instant::now()) {
+                Pick::Endpoint { held, others } => (held, others),
+                Pick::Empty => {
+                    self.first_of(live).await?;
+                    continue;
                 }
-                failures = Some(failure);
+                Pick::Exhausted => break,
+            };
+            let others = others.min(MOST_ENDPOINTS - 1 - tried.len());
+            let begun = Instant::now();
+            match self
+                .attempt(Target::Endpoint(&held), name.clone(), others)
+                .await
+            {
+                Ok(connected) => {
+                    held.worked();
+                    return Ok(Connected {
+                        held: Some(held),
+                        ..connected
+                    });
+                }
+                Err(broken) => {
+                    if self.is_of_the_endpoint(&broken.failure, begun) {
+                        held.failed(Instant::now());
+                    }
+                    tried.add(held);
+                    self.note(broken)?;
+                }
+            }
+        }
+        Err(self.nothing_left())
+    }
+
+    /// Waits for a Service's first endpoint.
+    async fn first_of(&mut self, live: &Endpoints) -> Result<(), Failure> {
+        let appear = pin!(live.appear());
+        let deadline = self.clock.deadline;
+        if self.clock.until(deadline, appear).await.is_some() {
+            return Ok(());
+        }
+        let detail = format!(
+            "{} had no endpoint within connect_timeout ({:?})",
+            live.backend(),
+            self.route.timeouts.connect
+        );
+        let (phase, side) = (Phase::Resolve, Side::Upstream);
+        let failure = Failure::new(phase, side, Reason::NoEndpoints, detail);
+        Err(self.with_those_before(failure))
+    }
+
+    /// TCP and the handshake with one of several; `others` could be tried after it.
+    async fn attempt(
+        &mut self,
+        to: Target<'_>,
+        name: ServerName<'static>,
+        others: usize,
+    ) -> Result<Connected, Broken> {
+        let (route, resolver, progress) = (self.route, self.resolver, self.progress);
+        if let Some(before) = self.failed.last() {
+            route.metrics.moved_on(before.why.reason);
+        }
+        // A kernel answers at once or not at all, so that each has the same share of the time.
+        let share = self.clock.share(others + 1);
+        let opening = pin!(open(to, resolver, progress, route.keepalive));
+        let (mut stream, endpoint) = match self.clock.until(share, opening).await {
+            Some(Ok(opened)) => opened,
+            Some(Err(failure)) => return Err(Broken::may_go_on(failure)),
+            None => return Err(self.too_late(to, share)),
+        };
+        route.metrics.connected(self.begun.elapsed());
+
+        progress.reach(Phase::Handshake);
+        let _place = match route.handshakes.place_at_once() {
+            Some(place) => place,
+            None => {
+                let _waiting = route.metrics.waiting_for_handshake();
+                let place = pin!(route.handshakes.place());
+                let deadline = self.clock.deadline;
+                match self.clock.until(deadline, place).await {
+                    Some(place) => place,
+                    None => return Err(Broken::finally(turn_did_not_come(route))),
+                }
+            }
+        };
+        // A server under load may need long. Were each given up after its share, to begin anew at
+        // the next, they would all have the more to do, and none would be done.
+        let share = self.clock.share(if others > 0 { 2 } else { 1 });
+        let begun = Instant::now();
+        let shaken = {
+            let shaking = handshake(&mut stream, &route.tls, name.clone(), LastFlight::WithData);
+            self.clock.until(share, pin!(shaking)).await
+        };
+        let session = match shaken {
+            Some(Ok(session)) => session,
+            Some(Err(error)) => {
+                let go_on = broke_off(&error);
+                let mut failure = outcome::handshake_failed(error, &name, &route.identity);
+                if to.is_one_of_several(others) || !self.failed.is_empty() {
+                    failure.why.detail = format!("{endpoint}: {}", failure.why.detail);
+                }
+                self.begun = Instant::now();
+                return Err(Broken { failure, go_on });
+            }
+            None => {
+                self.begun = Instant::now();
+                return Err(self.too_late(to, share));
+            }
+        };
+        let resumed = session.facts().handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        route.metrics.handshaken(begun.elapsed(), resumed);
+        Ok(Connected {
+            stream,
+            session,
+            endpoint,
+            server_name: name,
+            held: None,
+        })
+    }
+
+    /// Keeps an attempt's failure, if another attempt may follow.
+    fn note(&mut self, broken: Broken) -> Result<(), Failure> {
+        if !broken.go_on {
+            return Err(self.with_those_before(broken.failure));
+        }
+        self.failed.push(broken.failure);
+        Ok(())
+    }
+
+    fn nothing_left(mut self) -> Failure {
+        match self.failed.pop() {
+            Some(last) => self.with_those_before(last),
+            None => {
+                let detail = "a route without an upstream";
+                local(Phase::Resolve, Reason::Internal, detail.to_owned())
             }
         }
     }
-    Err(failures.unwrap_or_else(|| {
-        Failure::new(
-            Phase::Resolve,
-            Side::Local,
-            Reason::Internal,
-            "a route without an upstream",
-        )
-    }))
+
+    fn with_those_before(&self, mut failure: Failure) -> Failure {
+        for (n, earlier) in self.failed.iter().rev().enumerate() {
+            let joint = if n == 0 { "; before that: " } else { ", " };
+            failure.why.detail += joint;
+            failure.why.detail += &earlier.why.detail;
+        }
+        failure
+    }
+
+    /// `end` has passed: the share of one attempt, or the deadline.
+    fn too_late(&self, to: Target<'_>, end: Instant) -> Broken {
+        let phase = self.progress.phase();
+        let limit = self.route.timeouts.connect;
+        let in_time = end < self.clock.deadline;
+        let detail = if in_time {
+            format!("no answer from {to} within its share of connect_timeout ({limit:?})")
+        } else {
+            format!("no answer from {to} within connect_timeout ({limit:?})")
+        };
+        let side = match phase {
+            Phase::Resolve => Side::Local,
+            _ => Side::Upstream,
+        };
+        Broken {
+            failure: Failure::new(phase, side, Reason::Timeout, detail),
+            go_on: in_time,
+        }
+    }
+
+    /// Whether a failure says something of the endpoint: not where it lies with this machine, and
+    /// not where hardly any time had been left.
+    fn is_of_the_endpoint(&self, failure: &Failure, begun: Instant) -> bool {
+        let had_time = begun.elapsed() >= self.route.timeouts.connect / 10;
+        failure.side == Side::Upstream && (failure.why.reason != Reason::Timeout || had_time)
+    }
 }
 
-async fn reach(
-    upstream: &UpstreamAddress,
+impl Broken {
+    fn may_go_on(failure: Failure) -> Self {
+        let go_on = true;
+        Self { failure, go_on }
+    }
+
+    fn finally(failure: Failure) -> Self {
+        let go_on = false;
+        Self { failure, go_on }
+    }
+}
+
+/// The connection ended without a word on why, before anything of the caller's could be sent.
+fn broke_off(error: &HandshakeError) -> bool {
+    match error {
+        HandshakeError::Io(_) | HandshakeError::Ended => true,
+        HandshakeError::NotTls(_) | HandshakeError::NoAlpn | HandshakeError::Tls { .. } => false,
+    }
+}
+
+fn local(phase: Phase, reason: Reason, detail: String) -> Failure {
+    Failure::new(phase, Side::Local, reason, detail)
+}
+
+fn turn_did_not_come(route: &Route) -> Failure {
+    let limit = route.timeouts.connect;
+    let places = route.handshakes.limit().map_or(0, NonZeroUsize::get);
+    let detail = format!(
+        "its turn did not come within connect_timeout ({limit:?}): {places} TLS handshakes \
+         with {} were under way before it, as many as max_handshakes allows",
+        route.upstream
+    );
+    local(Phase::Handshake, Reason::Timeout, detail)
+}
+
+/// Where an attempt goes.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    Address(&'a UpstreamAddress),
+    Endpoint(&'a Held),
+}
+
+impl Target<'_> {
+    fn is_one_of_several(self, others: usize) -> bool {
+        matches!(self, Self::Endpoint(_)) || others > 0
+    }
+}
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(upstream) => upstream.fmt(f),
+            Self::Endpoint(held) => {
+                for (n, address) in held.addresses().iter().enumerate() {
+                    let joint = if n == 0 { "" } else { " or " };
+                    write!(f, "{joint}{address}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn open(
+    to: Target<'_>,
     resolver: &Arc<Resolver>,
     progress: &Progress,
     keepalive: Option<Duration>,
 ) -> Result<(TcpStream, SocketAddr), Failure> {
-    progress.reach(Phase::Resolve);
-    let addresses: Arc<[IpAddr]> = match &upstream.host {
-        Host::Address(address) => [*address].into(),
-        Host::Name(name) => resolver
-            .look_up(name.as_ref())
-            .await
-            .map_err(outcome::look_up_failed)?,
+    let looked_up;
+    let addresses = match to {
+        Target::Address(upstream) => {
+            progress.reach(Phase::Resolve);
+            looked_up = tcp::addresses(upstream, resolver).await?;
+            &looked_up[..]
+        }
+        Target::Endpoint(held) => held.addresses(),
     };
     progress.reach(Phase::Connect);
-    let addresses: Vec<SocketAddr> = alternate_families(&addresses)
-        .map(|ip| SocketAddr::new(ip, upstream.port))
-        .collect();
-    let (stream, endpoint) = race(&addresses).await.map_err(outcome::connect_failed)?;
-    // A socket that was just opened takes these; and if it did not, it would still be right.
-    let _ = stream.set_nodelay(true);
-    if let Some(idle) = keepalive {
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive_after(idle));
-    }
-    Ok((stream, endpoint))
+    tcp::open_any(addresses, keepalive).await
 }
 
-/// Keep-alive probes after `idle`, then every third of it; three lost ones (the usual default is
-/// nine) end the connection.
-pub(super) fn keepalive_after(idle: Duration) -> TcpKeepalive {
-    let interval = (idle / 3).max(Duration::from_secs(1));
-    TcpKeepalive::new()
-        .with_time(idle)
-        .with_interval(interval)
-        .with_retries(3)
+/// Until when a dial may go on: one timer, however many steps it takes.
+struct Clock<'a> {
+    deadline: Instant,
+    timer: Pin<&'a mut Sleep>,
 }
 
-/// Addresses in the resolver's order, but the families take turns (RFC 8305 section 4).
-fn alternate_families(addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
-    let first_is_v6 = addresses.first().is_some_and(IpAddr::is_ipv6);
-    let (one, other): (Vec<IpAddr>, Vec<IpAddr>) = addresses
-        .iter()
-        .partition(|address| address.is_ipv6() == first_is_v6);
-    let longer = one.len().max(other.len());
-    (0..longer)
-        .flat_map(move |n| [one.get(n).copied(), other.get(n).copied()])
-        .flatten()
-}
-
-/// Happy Eyeballs (RFC 8305): the next address starts when the one before has failed or has had
-/// its head start; the first connection wins and the others are closed.
-async fn race(
-    addresses: &[SocketAddr],
-) -> Result<(TcpStream, SocketAddr), (SocketAddr, io::Error)> {
-    let (first, rest) = match addresses {
-        // The look-up never yields an empty list.
-        [] => {
-            let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-            return Err((nowhere, io::ErrorKind::AddrNotAvailable.into()));
+impl Clock<'_> {
+    /// The end of one of so many equal parts of the time that is left.
+    fn share(&self, parts: usize) -> Instant {
+        if parts <= 1 {
+            return self.deadline;
         }
-        [only] => return open(*only).await,
-        [first, rest @ ..] => (*first, rest),
-    };
-    let mut waiting = rest.iter().copied();
-    let mut attempts = JoinSet::new();
-    attempts.spawn(open(first));
-    let mut failed = None;
-    loop {
-        let next = async {
-            if waiting.len() > 0 {
-                tokio::time::sleep(ATTEMPT_DELAY).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
-        tokio::select! {
-            biased;
-            ended = attempts.join_next() => match ended {
-                Some(Ok(Ok(opened))) => return Ok(opened),
-                Some(Ok(Err(error))) => {
-                    // The first address is the preferred one, and its failure the one to name.
-                    failed.get_or_insert(error);
-                    if let Some(address) = waiting.next() {
-                        attempts.spawn(open(address));
-                    }
-                }
-                Some(Err(_)) => {}
-                None => {
-                    return Err(failed.unwrap_or_else(|| (first, io::ErrorKind::Other.into())));
-                }
-            },
-            () = next => {
-                if let Some(address) = waiting.next() {
-                    attempts.spawn(open(address));
-                }
-            }
-        }
+        let now = Instant::now();
+        let left = self.deadline.saturating_duration_since(now);
+        now + left / u32::try_from(parts).unwrap_or(u32::MAX)
     }
-}
 
-async fn open(address: SocketAddr) -> Result<(TcpStream, SocketAddr), (SocketAddr, io::Error)> {
-    match TcpStream::connect(address).await {
-        Ok(stream) => Ok((stream, address)),
-        Err(error) => Err((address, error)),
+    /// What `work` yields, or `None` if that is not there at `end`.
+    async fn until<F: Future>(&mut self, end: Instant, mut work: Pin<&mut F>) -> Option<F::Output> {
+        if self.timer.deadline() != end {
+            self.timer.as_mut().reset(end);
+        }
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => self.timer.as_mut().poll(cx).map(|()| None),
+        })
+        .await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_take_turns_and_the_resolver_chooses_which_begins() {
-        let addresses: Vec<IpAddr> = ["::1", "::2", "::3", "10.0.0.1", "10.0.0.2"]
-            .map(|a| a.parse().unwrap())
-            .into();
-        let order: Vec<String> = alternate_families(&addresses)
-            .map(|a| a.to_string())
-            .collect();
-        assert_eq!(order, ["::1", "10.0.0.1", "::2", "10.0.0.2", "::3"]);
-        let order: Vec<IpAddr> = alternate_families(&addresses[3..]).collect();
-        assert_eq!(order, addresses[3..]);
-    }
-
-    #[tokio::test]
-    async fn a_refused_address_gives_way_to_the_next_at_once() {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let open = listener.local_addr().unwrap();
-        let (_, reached) = race(&[closed, open]).await.unwrap();
-        assert_eq!(reached, open);
-        let (named, error) = race(&[closed, closed]).await.unwrap_err();
-        assert_eq!(
-            (named, error.kind()),
-            (closed, io::ErrorKind::ConnectionRefused)
-        );
-    }
-}
+mod tests;

@@ -135,3 +135,118 @@ fn existing(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::cluster::{Subject, Wanted};
+
+    fn secret() -> ObjectRef {
+        ObjectRef::new("payments", "billing")
+    }
+
+    fn store() -> Arc<Store> {
+        let store = Store::new(None);
+        store.follow(Wanted {
+            data: [
+                DataKey::Secret(secret()),
+                DataKey::ConfigMap(ObjectRef::new("payments", "ca")),
+            ]
+            .into(),
+            ..Wanted::default()
+        });
+        store
+    }
+
+    fn holding(entries: &[(&str, &str)]) -> ObjectData {
+        let entry = |(name, text): &(&str, &str)| {
+            let bytes = Zeroizing::new(text.as_bytes().to_vec());
+            ((*name).to_owned(), bytes)
+        };
+        ObjectData {
+            uid: "1".into(),
+            kind: "Opaque".into(),
+            entries: entries.iter().map(entry).collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    fn words<T>(result: Result<T, Explained>) -> (Reason, String) {
+        let why = result.err().expect("refused");
+        (why.reason, why.detail)
+    }
+
+    #[test]
+    fn before_an_answer_the_secret_is_not_missing_but_unknown() {
+        let store = store();
+        let (reason, _) = words(identity(&secret(), &store));
+        assert_eq!(reason, Reason::ApiUnavailable);
+        let why = Explained::new(Reason::Forbidden, "may not");
+        store.put_trouble(Subject::Data(DataKey::Secret(secret())), why.clone());
+        assert_eq!(identity(&secret(), &store), Err(why));
+        store.put_data(DataKey::Secret(secret()), None);
+        let (reason, detail) = words(identity(&secret(), &store));
+        assert_eq!(reason, Reason::IdentityMissing);
+        assert_eq!(detail, "Secret payments/billing does not exist");
+    }
+
+    #[test]
+    fn a_secret_without_the_entries_is_told_by_what_it_has() {
+        let store = store();
+        let put = |entries| store.put_data(DataKey::Secret(secret()), Some(holding(entries)));
+        put(&[("tls.crt", "cert"), ("tls.key", "")]);
+        assert_eq!(
+            words(identity(&secret(), &store)),
+            (
+                Reason::BadSecret,
+                "Secret payments/billing has no tls.key; it has tls.crt, tls.key (type Opaque)"
+                    .to_owned()
+            )
+        );
+        put(&[]);
+        let (_, detail) = words(identity(&secret(), &store));
+        assert!(
+            detail.contains("neither tls.crt nor tls.key; it has no data"),
+            "{detail}"
+        );
+        put(&[("tls.crt", "cert"), ("tls.key", "key")]);
+        let Ok(IdentityMaterial::Pair { cert, key }) = identity(&secret(), &store) else {
+            panic!("it has both");
+        };
+        assert_eq!((&**cert.bytes, &**key.bytes), (&b"cert"[..], &b"key"[..]));
+        assert_eq!(cert.place, "Secret payments/billing, tls.crt");
+        // Trouble with newer states does not take the last one away.
+        let why = Explained::new(Reason::Forbidden, "no longer");
+        store.put_trouble(Subject::Data(DataKey::Secret(secret())), why);
+        assert!(identity(&secret(), &store).is_ok());
+    }
+
+    #[test]
+    fn kongs_ca_objects_may_call_it_cert_or_ca_crt() {
+        let store = store();
+        let object = ObjectRef::new("payments", "ca");
+        let ca_of = |key| {
+            let object = object.clone();
+            ca(&CaObject::ConfigMap { object, key }, &store).map(|part| part.bytes.to_vec())
+        };
+        let put = |entries| {
+            let key = DataKey::ConfigMap(object.clone());
+            store.put_data(key, Some(holding(entries)));
+        };
+        put(&[("ca.crt", "ca")]);
+        assert_eq!(ca_of(CaKey::CertOrCaCrt), Ok(b"ca".to_vec()));
+        put(&[("ca.crt", "ca"), ("cert", "kong")]);
+        assert_eq!(ca_of(CaKey::CertOrCaCrt), Ok(b"kong".to_vec()));
+        assert_eq!(ca_of(CaKey::Named("ca.crt".into())), Ok(b"ca".to_vec()));
+        let (reason, detail) = words(ca_of(CaKey::Named("root.pem".into())));
+        assert_eq!(reason, Reason::BadSecret);
+        assert!(
+            detail.contains("has no root.pem; it has ca.crt, cert"),
+            "{detail}"
+        );
+    }
+}

@@ -99,6 +99,11 @@ fn service_row(service: &Value, now: i64) -> [Cell; 9] {
         .map(printable)
         .collect::<Vec<_>>()
         .join(" ");
+    let upstream = match number(service, "/kubernetes/endpoints") {
+        Some(1) => format!("{upstream} (1 endpoint)"),
+        Some(endpoints) => format!("{upstream} ({endpoints} endpoints)"),
+        None => upstream,
+    };
     let state = word(service, "/state");
     let state_colour = match state.as_str() {
         "ready" => Color::Green,
@@ -159,6 +164,7 @@ fn write_problems(text: &mut String, status: &Value, services: &[Value], now: i6
                 .to_owned(),
         );
     }
+    problems.extend(explained(status, "/discovery").map(|why| format!("discovery: {why}")));
     for service in services {
         let name = word(service, "/name");
         let whys: Vec<String> = ["/problem", "/identity/refused", "/trust/refused"]

@@ -13,12 +13,17 @@
 
 mod admin;
 mod cli;
+mod deploy;
 mod drain;
 mod failures;
 mod half_close;
 mod handshakes;
 mod interop;
 mod kit;
+#[cfg(feature = "kubernetes")]
+mod kube_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod mtls;
 mod real_servers;

@@ -183,7 +183,7 @@ fn the_origin_of_each_value_is_known() {
         for key in table.keys() {
             let known = origins.contains_key(format!("{prefix}{}", key.name).as_str());
             assert!(
-                known || ["bundle", "client_auth"].contains(&key.name),
+                known || ["bundle", "secret", "client_auth"].contains(&key.name),
                 "{}",
                 key.name
             );

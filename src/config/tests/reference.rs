@@ -10,14 +10,41 @@ const IDENTITY: &str = "ca = \"ca.crt\"\ncert = \"c.crt\"\nkey = \"c.key\"\n";
 /// A smallest configuration with one more line in one of its tables.
 fn with_line(table: Table, line: &str) -> String {
     let at = |here: Table| if here == table { line } else { "" };
-    format!(
-        "{}\n[admin]\n{}\n[log]\n{}\n{SERVICE}on_rotation = \"drain\"\n{}\n[services.a.tls]\n{IDENTITY}{}\n",
+    let text = format!(
+        "{}\n[admin]\n{}\n[log]\n{}\n[kubernetes]\nnamespace = \"shop\"\n{}\n[kubernetes.discovery]\n{}\n\
+         {SERVICE}on_rotation = \"drain\"\n{}\n[services.a.tls]\n{IDENTITY}{}\n",
         at(Table::Top),
         at(Table::Admin),
         at(Table::Log),
+        at(Table::Kubernetes),
+        at(Table::Discovery),
         at(Table::Service),
         at(Table::Tls),
-    )
+    );
+    // A line of an inline table stands in that.
+    match table {
+        Table::Kubernetes if line.starts_with("namespace ") => {
+            text.replacen("namespace = \"shop\"\n", "", 1)
+        }
+        Table::Backend => text.replace(
+            "upstream = \"a.internal:443\"",
+            &format!("upstream = {{ service = \"x\", {line} }}").replace(",  }", " }"),
+        ),
+        Table::Ca if line.starts_with("key") || line.is_empty() => text.replace(
+            "ca = \"ca.crt\"",
+            &format!("ca = {{ secret = \"a\", {line} }}").replace(",  }", " }"),
+        ),
+        Table::Ca => text.replace("ca = \"ca.crt\"", &format!("ca = {{ {line} }}")),
+        _ => text,
+    }
+}
+
+/// Where there is a Service with two ports, and the variables of the examples are set.
+fn in_cluster(text: &str) -> Config {
+    let ports = ["http 80", "https 443"];
+    let cluster = cluster([service("shop/x", &ports, [])]);
+    parse_in(text, [("ZONE", "z"), ("NODE_NAME", "n")], &cluster)
+        .unwrap_or_else(|problems| panic!("{text}\n{problems}"))
 }
 
 fn defaults() -> impl Iterator<Item = (Table, &'static str, &'static str)> {
@@ -59,20 +86,27 @@ fn every_key_without_a_default_is_either_needed_or_changes_something() {
             let KeyDefault::Unset(_) = key.default else {
                 continue;
             };
+            if table == Table::Tls && ["ca", "cert", "key"].contains(&key.name) {
+                continue; // part of every configuration here
+            }
             let value = match key.kind {
                 Kind::Integer { min, .. } => min.to_string(),
                 Kind::Text(_, example) => format!("{example:?}"),
                 Kind::Texts(_, example) => format!("[{example:?}]"),
+                Kind::TextOrPort(..) => "443".to_owned(),
                 _ => panic!("{}: give this kind an example here", key.name),
             };
             let line = format!("{} = {value}", key.name);
             let identity = match key.name {
-                "ca" | "cert" | "key" => continue, // part of every configuration here
-                "bundle" => "ca = \"ca.crt\"\n",
+                "bundle" | "secret" if table == Table::Tls => "ca = \"ca.crt\"\n",
                 _ => IDENTITY,
             };
             let text = with_line(table, &line).replace(IDENTITY, identity);
-            assert_ne!(parse(&text), parse(&with_line(table, "")), "{line}");
+            assert_ne!(
+                in_cluster(&text),
+                in_cluster(&with_line(table, "")),
+                "{line}"
+            );
         }
     }
 }
@@ -89,6 +123,10 @@ fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
         (Table::Log, "## `[log]`"),
         (Table::Service, "## `[services.NAME]` and `[defaults]`"),
         (Table::Tls, "## `[services.NAME.tls]` and `[defaults.tls]`"),
+        (Table::Kubernetes, "## `[kubernetes]`"),
+        (Table::Discovery, "## `[kubernetes.discovery]`"),
+        (Table::Backend, "## `upstream = { … }`"),
+        (Table::Ca, "## `ca = { … }`"),
     ] {
         let section = reference
             .split_once(&format!("{heading}\n"))
@@ -132,7 +170,9 @@ fn row(key: &keys::Key) -> String {
         Kind::Choice(choices) => words(choices),
         Kind::Choices(choices) => format!("list of {}", words(choices)),
         Kind::Text(what, _) => what.to_owned(),
-        Kind::TextOrTexts(what, _) => format!("{what}, or a list"),
+        Kind::TextOrPort(what, _) => what.to_owned(),
+        Kind::TextsOrTable(what, ..) => format!("{what}, a list, or a table"),
+        Kind::TextOrTables(what, ..) => format!("{what}, a table, or a list of tables"),
         Kind::Texts(what, _) => format!("list; each: {what}"),
     };
     let default = match key.default {
@@ -173,12 +213,14 @@ fn switched_off(sample: &str) -> Vec<(Table, String, String)> {
     let mut table = Table::Top;
     let mut found = Vec::new();
     for line in sample.lines() {
-        match line.trim_end() {
+        match line.trim_end().trim_start_matches('#') {
             "[admin]" => table = Table::Admin,
             "[log]" => table = Table::Log,
+            "[kubernetes]" => table = Table::Kubernetes,
+            "[kubernetes.discovery]" => table = Table::Discovery,
             header if header.starts_with('[') && header.ends_with("tls]") => table = Table::Tls,
             header if header.starts_with('[') => table = Table::Service,
-            line => {
+            _ => {
                 let off = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
                 if let Some((name, rest)) = off.and_then(|rest| rest.split_once(" = ")) {
                     let value = rest.split("  #").next().unwrap_or_default().trim();
@@ -206,17 +248,24 @@ fn the_sample_is_valid_and_its_switched_off_defaults_are_the_true_ones() {
     let mut all_on = String::new();
     let mut table = Table::Top;
     for line in sample.lines() {
-        if line.starts_with('[') {
+        if line.trim_start_matches('#').starts_with('[') {
             table = switched_off(&format!("{line}\n#x = 1"))[0].0;
         }
         let off = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
         let name = off
             .and_then(|rest| rest.split_once(" = "))
             .map(|(name, _)| name);
+        // Its header stays off: that would switch discovery on.
         let is_default = name
             .and_then(|name| table.key(name))
+            .filter(|_| table != Table::Discovery)
             .is_some_and(|key| matches!(key.default, KeyDefault::Is(_)));
-        all_on += if is_default { &line[1..] } else { line };
+        let is_header = line == "#[kubernetes]";
+        all_on += if is_default || is_header {
+            &line[1..]
+        } else {
+            line
+        };
         all_on.push('\n');
     }
     assert_ne!(all_on, sample);
@@ -243,7 +292,19 @@ fn the_sample_names_every_key() {
             Table::Log => below(&["log"]).is_some(),
             Table::Service => below(&["services", "billing"]).is_some(),
             Table::Tls => below(&["defaults", "tls"]).is_some(),
+            Table::Kubernetes | Table::Discovery | Table::Backend | Table::Ca => false,
         }
+    };
+    // Keys of inline tables stand in the examples of their tables.
+    let inline = |table: Table, name: &str| {
+        let key = match table {
+            Table::Backend => "#upstream = {",
+            Table::Ca => "#ca = {",
+            _ => return false,
+        };
+        let examples = sample.lines().filter(|line| line.starts_with(key));
+        let name = format!(" {name} = ");
+        examples.into_iter().any(|example| example.contains(&name))
     };
     for table in Table::ALL {
         for key in table.keys() {
@@ -251,7 +312,7 @@ fn the_sample_names_every_key() {
                 .iter()
                 .any(|(at, name, _)| *at == table && name == key.name);
             assert!(
-                is_off || written(table, key.name),
+                is_off || written(table, key.name) || inline(table, key.name),
                 "{table:?} {} is not in config.toml",
                 key.name
             );
@@ -332,7 +393,16 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         (Table::Tls, "verify_depth = \"on\""),
         (Table::Tls, "verify = \"on\""),
         (Table::Tls, "key_exchange = [\"x448\"]"),
-        (Table::Tls, "secret = \"ns/name\""),
+        (Table::Tls, "secret = 1"),
+        (Table::Tls, "credential = \"tls\""),
+        (Table::Kubernetes, "colour = 1"),
+        (Table::Kubernetes, "secrets = \"all\""),
+        (Table::Discovery, "colour = 1"),
+        (Table::Discovery, "namespaces = \"*\""),
+        (Table::Backend, "colour = 1"),
+        (Table::Backend, "port = 0"),
+        (Table::Ca, "key = \"x\", configmap = \"b\""),
+        (Table::Ca, "colour = 1"),
     ] {
         assert!(!schema_errors(&with_line(table, line)).is_empty(), "{line}");
     }
@@ -348,5 +418,7 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         !schema_errors("[defaults]\nlisten = \"127.0.0.1:1\"").is_empty(),
         "listen in defaults"
     );
+    let nameless = SERVICE.replace("\"a.internal:443\"", "{ port = 443 }");
+    assert!(!schema_errors(&nameless).is_empty(), "no service");
     assert!(schema_errors(&with_line(Table::Tls, "verify = \"${VERIFY}\"")).is_empty());
 }

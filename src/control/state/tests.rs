@@ -5,7 +5,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{IdentitySource, TrustSource};
+use crate::config::{CaSource, IdentitySource, TrustSource};
 use crate::control::credentials::{ROTATION_GRACE_SECONDS, Verdict};
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::source::{Material, Reading, SourceKey};
@@ -57,7 +57,7 @@ fn identity(name: &str, leaf: &Leaf) -> Reading {
 
 fn trust(ca: &Ca) -> Reading {
     let key = SourceKey::Trust(TrustSource {
-        ca: crate::config::CaSource::Path("/ca.crt".into()),
+        ca: CaSource::Path("/ca.crt".into()),
         crl: None,
     });
     let ca = vec![Part::new("ca", ca.pem().into())];

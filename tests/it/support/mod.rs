@@ -5,6 +5,9 @@
 //! readable failure. Where an outside program offers no event, its condition is polled.
 
 pub(crate) mod journal;
+#[cfg(feature = "kubernetes")]
+pub(crate) mod kube;
+pub(crate) mod load;
 pub(crate) mod net;
 pub(crate) mod pki;
 pub(crate) mod proxy;

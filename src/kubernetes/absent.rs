@@ -1,0 +1,19 @@
+//! In a build without Kubernetes support: the configuration refuses all that would need it, so
+//! nothing is ever wanted.
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Store;
+
+/// None: this build does not look for one.
+pub(crate) fn own_namespace() -> Option<String> {
+    None
+}
+
+/// Waits for the end.
+pub(crate) async fn run(_: Arc<Store>, _: Arc<CryptoProvider>, stop: CancellationToken) {
+    stop.cancelled().await;
+}

@@ -1,0 +1,433 @@
+//! One watch for as long as it is wanted: a list, then what changes from there on, and after
+//! whatever goes wrong the same again from where it was.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
+
+use super::collect::{Collect, Line};
+use super::connection::Connection;
+use super::gate::{Backoff, Gate, Patience, pause, some_of};
+use super::server::Server;
+use super::target::{Target, Trouble, Verb, words};
+use super::wire::Status;
+use crate::cluster::Store;
+use crate::failure::Explained;
+
+/// How long a watch lasts before the server ends it in order (`timeoutSeconds`): some 5 minutes,
+/// each another time, so that thousands do not end together. In that time a server ought to have
+/// sent a bookmark, so one that says nothing for longer has gone.
+const WATCH_LASTS: Duration = Duration::from_secs(240);
+const WATCH_LASTS_MORE: Duration = Duration::from_secs(120);
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Between attempts at something that the server refuses: whoever corrects a role waits for us.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// Between watches that end as soon as they have begun.
+const FIRST_RESTART: Duration = Duration::from_millis(100);
+const LONGEST_RESTART: Duration = Duration::from_secs(10);
+const LASTED: Duration = Duration::from_secs(1);
+
+/// The most that is taken in of one page of a list, of one line of a watch, and of a refusal.
+const LARGEST_PAGE: usize = 128 << 20;
+const LARGEST_LINE: usize = 16 << 20;
+const LARGEST_REFUSAL: usize = 64 << 10;
+
+/// What all watches share.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) server: Server,
+    pub(super) gate: Gate,
+    pub(super) store: Arc<Store>,
+    /// The server does not know us.
+    pub(super) unknown: Notify,
+}
+
+impl Site {
+    pub(super) fn new(server: Server, store: Arc<Store>) -> Self {
+        Self {
+            gate: Gate::new(server.name.clone()),
+            server,
+            store,
+            unknown: Notify::new(),
+        }
+    }
+}
+
+/// One watch.
+pub(super) struct Follower {
+    site: Arc<Site>,
+    target: Target,
+    /// Which of the target's versions the server serves, as far as is known.
+    version: usize,
+    collect: Box<dyn Collect>,
+    connection: Option<Connection>,
+    /// From where to go on; `None`: a list is needed.
+    resource_version: Option<String>,
+    /// A list has been complete.
+    listed: Arc<AtomicBool>,
+    /// What was told last.
+    trouble: Option<Explained>,
+}
+
+/// How a watch ended.
+enum End {
+    /// In order, or by a broken connection: it goes on from where it was.
+    Over,
+    /// With the server's words.
+    Failed(Trouble),
+}
+
+impl Follower {
+    /// `listed` becomes true once a list has been taken in whole.
+    pub(super) fn new(
+        site: Arc<Site>,
+        target: Target,
+        collect: Box<dyn Collect>,
+        listed: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            site,
+            target,
+            version: 0,
+            collect,
+            connection: None,
+            resource_version: None,
+            listed,
+            trouble: None,
+        }
+    }
+
+    /// Follows until it is dropped.
+    pub(super) async fn run(mut self) -> Infallible {
+        let site = Arc::clone(&self.site);
+        let mut retries = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        let mut restarts = Backoff::new(FIRST_RESTART, LONGEST_RESTART);
+        loop {
+            let pass = site.gate.pass(&site.store, |why| self.tell(why)).await;
+            let lasts = WATCH_LASTS + some_of(WATCH_LASTS_MORE);
+            let begun = Instant::now();
+            let trouble = match self.begin(lasts, pass.patience()).await {
+                Ok(body) => {
+                    pass.answered();
+                    self.fine();
+                    retries.reset();
+                    match self.stream(body, lasts).await {
+                        End::Over => None,
+                        End::Failed(trouble) => Some(trouble),
+                    }
+                }
+                Err(Trouble::Away { why, after }) => {
+                    self.connection = None;
+                    pass.failed(&why, after);
+                    self.tell(&why);
+                    continue;
+                }
+                Err(trouble) => {
+                    pass.answered();
+                    Some(trouble)
+                }
+            };
+            match trouble {
+                None | Some(Trouble::Expired | Trouble::Away { .. }) => {
+                    if matches!(trouble, Some(Trouble::Expired)) {
+                        debug!(target = ?self.target, "the version has expired: listed anew");
+                        self.resource_version = None;
+                    }
+                    if begun.elapsed() > LASTED {
+                        restarts.reset();
+                    } else {
+                        pause(restarts.next(), &site.store).await;
+                    }
+                }
+                Some(Trouble::NotServed(_)) if self.version + 1 < self.target.versions.len() => {
+                    self.version += 1;
+                    self.resource_version = None;
+                }
+                Some(Trouble::NotServed(why) | Trouble::Refused(why)) => {
+                    self.version = 0;
+                    self.refused(&why);
+                    pause(retries.next(), &site.store).await;
+                }
+                Some(Trouble::Unknown(why)) => {
+                    self.refused(&why);
+                    site.unknown.notify_one();
+                    pause(retries.next(), &site.store).await;
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, why: &Explained) {
+        if self.trouble.as_ref() != Some(why) {
+            warn!(reason = %why.reason, detail = why.detail, hint = why.hint,
+                "the Kubernetes API server refuses");
+        }
+        self.tell(why);
+    }
+
+    fn tell(&mut self, why: &Explained) {
+        if self.trouble.as_ref() != Some(why) {
+            self.trouble = Some(why.clone());
+            self.collect.trouble(why);
+        }
+    }
+
+    fn fine(&mut self) {
+        if self.trouble.take().is_some() {
+            self.collect.fine();
+        }
+    }
+
+    /// A list, if there is none yet, and the head of a watch from there on.
+    async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
+        let from = match &self.resource_version {
+            Some(version) => version.clone(),
+            None => {
+                let version = self.list(patience).await?;
+                self.resource_version = Some(version.clone());
+                self.listed.store(true, Ordering::Relaxed);
+                version
+            }
+        };
+        let path = self.target.watch(self.version, &from, lasts);
+        let response = self.ask(Verb::Watch, &path, patience).await?;
+        Ok(response.into_body())
+    }
+
+    /// All of it; says from which version on it is to be watched.
+    async fn list(&mut self, patience: Patience) -> Result<String, Trouble> {
+        self.collect.begin();
+        let mut continue_token = String::new();
+        loop {
+            let path = self.target.list(self.version, &continue_token);
+            let response = self.ask(Verb::List, &path, patience).await?;
+            let page = self.whole(response, LARGEST_PAGE, patience).await?;
+            let name = &self.site.server.name;
+            let page = self.collect.page(&page);
+            let page = page.map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
+            if page.continue_token.is_empty() {
+                self.collect.complete();
+                return Ok(page.resource_version);
+            }
+            continue_token = page.continue_token;
+        }
+    }
+
+    /// The head of the answer to one request, if it is a yes.
+    async fn ask(
+        &mut self,
+        verb: Verb,
+        path: &str,
+        patience: Patience,
+    ) -> Result<Response<Incoming>, Trouble> {
+        let site = Arc::clone(&self.site);
+        let away = |why: &str| Trouble::away(&site.server.name, why);
+        let response = loop {
+            let request = site.server.request(path).await.map_err(|why| away(&why))?;
+            let request = request.map(|()| Full::<Bytes>::default());
+            let used = self.connection.take().filter(Connection::is_usable);
+            let is_used = used.is_some();
+            let connection = match used {
+                Some(connection) => connection,
+                None => connect(&site.server, patience).await?,
+            };
+            let connection = self.connection.insert(connection);
+            match timeout(patience.answer, connection.send(request)).await {
+                Ok(Ok(response)) => break response,
+                // A server may close a connection that has been idle, at any moment.
+                Ok(Err(_)) if is_used => self.connection = None,
+                Ok(Err(error)) => return Err(away(&words(&error))),
+                Err(_) => {
+                    return Err(away(&format!("no answer within {:?}", patience.answer)));
+                }
+            }
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let code = response.status();
+        let retry_after = retry_after(response.headers());
+        let body = self.whole(response, LARGEST_REFUSAL, patience).await?;
+        let status = serde_json::from_slice(&body).unwrap_or_else(|_| Status {
+            message: String::from_utf8_lossy(&body).into_owned(),
+            ..Status::default()
+        });
+        let name = &site.server.name;
+        Err(Trouble::of(
+            name,
+            &self.target,
+            verb,
+            code,
+            retry_after,
+            &status,
+        ))
+    }
+
+    /// The whole of an answer's body.
+    async fn whole(
+        &mut self,
+        response: Response<Incoming>,
+        most: usize,
+        patience: Patience,
+    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
+        let name = &self.site.server.name;
+        let Some(connection) = &mut self.connection else {
+            return Err(Trouble::away(name, "the connection is gone"));
+        };
+        let mut body = response.into_body();
+        let mut whole = Zeroizing::default();
+        loop {
+            match timeout(patience.answer, connection.piece(&mut body)).await {
+                Ok(None) => return Ok(whole),
+                Ok(Some(Ok(piece))) if whole.len() + piece.len() <= most => {
+                    append(&mut whole, &piece);
+                }
+                Ok(Some(Ok(_))) => {
+                    return Err(Trouble::away(
+                        name,
+                        &format!("an answer of more than {most} bytes"),
+                    ));
+                }
+                Ok(Some(Err(error))) => return Err(Trouble::away(name, &words(&error))),
+                Err(_) => {
+                    let why = format!("an answer that stopped for {:?}", patience.answer);
+                    return Err(Trouble::away(name, &why));
+                }
+            }
+        }
+    }
+
+    /// Takes in what a watch brings until it ends.
+    async fn stream(&mut self, mut body: Incoming, lasts: Duration) -> End {
+        let ends = Instant::now() + lasts + GRACE;
+        let mut rest: Zeroizing<Vec<u8>> = Zeroizing::default();
+        loop {
+            let Some(connection) = &mut self.connection else {
+                return End::Over;
+            };
+            let piece = match tokio::time::timeout_at(ends, connection.piece(&mut body)).await {
+                Ok(Some(Ok(piece))) => piece,
+                Ok(None) => return End::Over,
+                Ok(Some(Err(error))) => {
+                    debug!(why = words(&error), target = ?self.target, "a watch broke");
+                    self.connection = None;
+                    return End::Over;
+                }
+                Err(_) => {
+                    self.connection = None;
+                    return End::Over;
+                }
+            };
+            let mut piece = &piece[..];
+            while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+                let (line, after) = piece.split_at(end);
+                piece = after.get(1..).unwrap_or_default();
+                let taken = if rest.is_empty() {
+                    self.line(line)
+                } else {
+                    append(&mut rest, line);
+                    let whole = std::mem::take(&mut rest);
+                    self.line(&whole)
+                };
+                if let Err(trouble) = taken {
+                    // What comes after it is of no interest.
+                    self.connection = None;
+                    return End::Failed(trouble);
+                }
+            }
+            append(&mut rest, piece);
+            if rest.len() > LARGEST_LINE {
+                self.connection = None;
+                let why = format!("a line of more than {LARGEST_LINE} bytes");
+                return End::Failed(Trouble::away(&self.site.server.name, &why));
+            }
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<(), Trouble> {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            return Ok(());
+        }
+        let name = &self.site.server.name;
+        match self.collect.line(line) {
+            Ok(Line::Version(version)) => {
+                let before = self.resource_version.as_deref();
+                if is_older(&version, before.unwrap_or_default()) {
+                    info!(target = ?self.target, version, before,
+                        "the API server was set back: everything is listed anew");
+                    return Err(Trouble::Expired);
+                }
+                if !version.is_empty() {
+                    self.resource_version = Some(version);
+                }
+                Ok(())
+            }
+            Ok(Line::Failed(status)) => {
+                let code = StatusCode::from_u16(status.code);
+                let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let trouble = Trouble::of(name, &self.target, Verb::Watch, code, None, &status);
+                Err(trouble)
+            }
+            Ok(Line::Other) => Ok(()),
+            Err(error) => {
+                self.resource_version = None;
+                Err(Trouble::unreadable(name, &self.target, &error))
+            }
+        }
+    }
+}
+
+/// A connection on which nothing was asked yet.
+async fn connect(server: &Server, patience: Patience) -> Result<Connection, Trouble> {
+    let away = |why: &str| Trouble::away(&server.name, why);
+    let io = timeout(patience.connect, server.dial())
+        .await
+        .map_err(|_| away(&format!("no connection within {:?}", patience.connect)))?
+        .map_err(|why| away(&why))?;
+    let opened = Connection::open(io).await;
+    opened.map_err(|error| away(&words(&error)))
+}
+
+/// Resource versions are numbers that grow (KEP-5504). If one shrinks, the server's memory was
+/// restored from a copy, and a watch from the larger number would say nothing until it is reached
+/// again.
+fn is_older(version: &str, than: &str) -> bool {
+    match (version.parse::<u128>(), than.parse::<u128>()) {
+        (Ok(version), Ok(than)) => version < than,
+        (_, _) => false,
+    }
+}
+
+/// Seconds; the other form, a date, no API server sends.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    // A mistake there must not silence us for a day.
+    Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
+}
+
+/// Appends without leaving a copy behind where the bytes lay before.
+fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
+    let needed = bytes.len() + more.len();
+    if needed > bytes.capacity() {
+        let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(2 * bytes.capacity())));
+        larger.extend_from_slice(bytes);
+        *bytes = larger;
+    }
+    bytes.extend_from_slice(more);
+}
+
+#[cfg(test)]
+mod tests;
