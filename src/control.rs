@@ -151,7 +151,8 @@ impl Control {
             discovery: None,
         };
         let (status, published) = watch::channel(Arc::new(first));
-        let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads);
+        let shutdown = setup.shutdown.clone();
+        let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads, shutdown);
         let config = BTreeSet::from([SourceKey::Config(setup.path.clone())]);
         let readings = read(config, &setup.cluster).await;
         let text = config_text(readings.first());

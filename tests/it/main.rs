@@ -30,5 +30,6 @@ mod real_servers;
 mod reload;
 mod resumption;
 mod rotation;
+mod sidecar;
 mod support;
 mod workers;
