@@ -13,6 +13,7 @@
 
 mod admin;
 mod cli;
+mod deploy;
 mod drain;
 mod failures;
 mod half_close;
@@ -21,6 +22,8 @@ mod interop;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod limits;
 mod mtls;
 mod real_servers;

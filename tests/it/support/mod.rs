@@ -7,6 +7,7 @@
 pub(crate) mod journal;
 #[cfg(feature = "kubernetes")]
 pub(crate) mod kube;
+pub(crate) mod load;
 pub(crate) mod net;
 pub(crate) mod pki;
 pub(crate) mod proxy;
