@@ -198,6 +198,11 @@ impl Control {
             .collect()
     }
 
+    /// Status, now and as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
     /// Carries out what happens until the drain begins; then stops accepting.
     pub(crate) async fn run(self, reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let leaving = self.setup.shutdown.leaving().clone();
