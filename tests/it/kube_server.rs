@@ -5,6 +5,7 @@ mod access;
 mod faults;
 mod size;
 mod strictness;
+mod twins;
 
 use std::fmt::Debug;
 

@@ -156,7 +156,10 @@ impl Call<'_> {
             if found.is_none() {
                 self.complain("this path is nobody's");
             }
-            return Err(Refusal::no_such_path());
+            return Err(match discovery::is_group(&asked.group) {
+                true => Refusal::no_such_resource(),
+                false => Refusal::no_such_path(),
+            });
         };
         self.check_parameters();
         if resource.review {
@@ -165,13 +168,7 @@ impl Call<'_> {
         if asked.subresource == "token" && resource.plural == "serviceaccounts" {
             return self.token(state);
         }
-        let in_place = resource.namespaced == asked.namespace.is_some()
-            || resource.kind == "Namespace"
-            || ["list", "watch"].contains(&asked.verb.as_str());
-        if !asked.subresource.is_empty() || !in_place {
-            self.complain("this path is nobody's");
-            return Err(Refusal::no_such_path());
-        }
+        self.routed(resource)?;
         let form = self.form()?;
         let namespace = match resource.namespaced {
             true => asked.namespace.clone().unwrap_or_default(),
@@ -220,15 +217,37 @@ impl Call<'_> {
             "delete" => Ok(Answer::Object(200, write.delete(&mut state.store, &name)?)),
             "deletecollection" => {
                 let scope = read::scope(resource, asked)?;
-                for (key, _) in state.store.list_at(&scope, state.store.version())? {
-                    state.store.remove(&key);
+                let found = state.store.list_at(&scope, state.store.version())?;
+                for (key, _) in &found {
+                    state.store.remove(key);
                 }
+                let meta = json!({ "resourceVersion": state.store.version().to_string() });
                 Ok(Answer::Object(
                     200,
-                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }),
+                    read::listed(resource, form, &found, meta),
                 ))
             }
             _ => Err(Refusal::method_not_allowed()),
+        }
+    }
+
+    /// Whether there is a route for this verb on this path.
+    fn routed(&self, resource: &Resource) -> Result<(), Refusal> {
+        let asked = self.asked;
+        let collection = asked.name.is_none() || ["list", "watch"].contains(&asked.verb.as_str());
+        let everywhere = resource.namespaced && asked.namespace.is_none();
+        if !asked.subresource.is_empty() || everywhere && !collection {
+            self.complain("this path is nobody's");
+            return Err(Refusal::no_such_resource());
+        }
+        let verbs: &[&str] = match (collection, everywhere) {
+            (true, true) => &["list", "watch"],
+            (true, false) => &["list", "watch", "create", "deletecollection"],
+            (false, _) => &["get", "update", "patch", "delete"],
+        };
+        match verbs.contains(&asked.verb.as_str()) {
+            true => Ok(()),
+            false => Err(Refusal::method_not_allowed()),
         }
     }
 
@@ -447,7 +466,7 @@ impl Call<'_> {
             self.complain("only merge patches are imitated here");
         }
         if given != PATCHES[1] {
-            return Err(Refusal::unsupported_media_type(&PATCHES.join(", ")));
+            return Err(Refusal::unsupported_patch());
         }
         Ok(())
     }

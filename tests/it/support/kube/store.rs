@@ -87,7 +87,6 @@ impl Store {
         Self {
             // No object has version 1: a client that believes in small numbers is found out.
             version: 100,
-            compacted: 100,
             ..Self::default()
         }
     }
