@@ -6,21 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
-use hyper::{Response, StatusCode};
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use hyper::{Method, Response, StatusCode};
+use serde::de::IgnoredAny;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::collect::{Collect, Line};
-use super::connection::Connection;
+use super::connection::{Conversation, append, words};
 use super::gate::{Backoff, Gate, Patience, pause, some_of};
 use super::server::Server;
-use super::target::{Target, Trouble, Verb, words};
-use super::wire::Status;
+use super::target::{Target, Trouble, Verb};
+use super::wire::{List, Status};
 use crate::cluster::Store;
 use crate::failure::Explained;
 
@@ -53,6 +53,8 @@ pub(super) struct Site {
     pub(super) store: Arc<Store>,
     /// The server does not know us.
     pub(super) unknown: Notify,
+    /// The newest version that the server has told in a list, and when it was asked.
+    newest: Mutex<Option<(Instant, String)>>,
 }
 
 impl Site {
@@ -62,6 +64,7 @@ impl Site {
             server,
             store,
             unknown: Notify::new(),
+            newest: Mutex::default(),
         }
     }
 }
@@ -73,9 +76,11 @@ pub(super) struct Follower {
     /// Which of the target's versions the server serves, as far as is known.
     version: usize,
     collect: Box<dyn Collect>,
-    connection: Option<Connection>,
+    conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
+    /// When the connection was lost, until it is certain that the server is the one that it was.
+    lost: Option<Instant>,
     /// A list has been complete.
     listed: Arc<AtomicBool>,
     /// What was told last.
@@ -103,8 +108,9 @@ impl Follower {
             target,
             version: 0,
             collect,
-            connection: None,
+            conversation: Conversation::default(),
             resource_version: None,
+            lost: None,
             listed,
             trouble: None,
         }
@@ -130,7 +136,8 @@ impl Follower {
                     }
                 }
                 Err(Trouble::Away { why, after }) => {
-                    self.connection = None;
+                    self.lost = Some(Instant::now());
+                    self.conversation.hang_up();
                     pass.failed(&why, after);
                     self.tell(&why);
                     continue;
@@ -193,6 +200,7 @@ impl Follower {
 
     /// A list, if there is none yet, and the head of a watch from there on.
     async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
+        self.see_whether_it_was_set_back(patience).await?;
         let from = match &self.resource_version {
             Some(version) => version.clone(),
             None => {
@@ -207,6 +215,45 @@ impl Follower {
         Ok(response.into_body())
     }
 
+    /// A server that was lost may come back with a memory from before (an etcd restored from a
+    /// copy), and a watch from a version that it does not know yet says nothing for as long. One
+    /// of all watches asks what the newest version is; it is a list of one object.
+    async fn see_whether_it_was_set_back(&mut self, patience: Patience) -> Result<(), Trouble> {
+        let (Some(lost), Some(version)) = (self.lost, self.resource_version.clone()) else {
+            return Ok(());
+        };
+        let site = Arc::clone(&self.site);
+        let mut newest = site.newest.lock().await;
+        let known = newest.as_ref().filter(|(asked, _)| *asked > lost);
+        let now = match known {
+            Some((_, version)) => version.clone(),
+            None => {
+                let asked = Instant::now();
+                let path = self.target.newest(self.version);
+                let response = self.ask(Verb::List, &path, patience).await?;
+                let name = &site.server.name;
+                let page = self
+                    .conversation
+                    .whole(response, LARGEST_PAGE, patience)
+                    .await
+                    .map_err(|why| Trouble::away(name, &why))?;
+                let page: List<IgnoredAny> = serde_json::from_slice(&page)
+                    .map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
+                let version = page.metadata.resource_version;
+                *newest = Some((asked, version.clone()));
+                version
+            }
+        };
+        drop(newest);
+        if is_older(&now, &version) {
+            info!(target = ?self.target, now, version,
+                "the API server was set back: everything is listed anew");
+            self.resource_version = None;
+        }
+        self.lost = None;
+        Ok(())
+    }
+
     /// All of it; says from which version on it is to be watched.
     async fn list(&mut self, patience: Patience) -> Result<String, Trouble> {
         self.collect.begin();
@@ -214,8 +261,12 @@ impl Follower {
         loop {
             let path = self.target.list(self.version, &continue_token);
             let response = self.ask(Verb::List, &path, patience).await?;
-            let page = self.whole(response, LARGEST_PAGE, patience).await?;
             let name = &self.site.server.name;
+            let page = self
+                .conversation
+                .whole(response, LARGEST_PAGE, patience)
+                .await
+                .map_err(|why| Trouble::away(name, &why))?;
             let page = self.collect.page(&page);
             let page = page.map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
             if page.continue_token.is_empty() {
@@ -233,41 +284,26 @@ impl Follower {
         path: &str,
         patience: Patience,
     ) -> Result<Response<Incoming>, Trouble> {
-        let site = Arc::clone(&self.site);
-        let away = |why: &str| Trouble::away(&site.server.name, why);
-        let response = loop {
-            let request = site.server.request(path).await.map_err(|why| away(&why))?;
-            let request = request.map(|()| Full::<Bytes>::default());
-            let used = self.connection.take().filter(Connection::is_usable);
-            let is_used = used.is_some();
-            let connection = match used {
-                Some(connection) => connection,
-                None => connect(&site.server, patience).await?,
-            };
-            let connection = self.connection.insert(connection);
-            match timeout(patience.answer, connection.send(request)).await {
-                Ok(Ok(response)) => break response,
-                // A server may close a connection that has been idle, at any moment.
-                Ok(Err(_)) if is_used => self.connection = None,
-                Ok(Err(error)) => return Err(away(&words(&error))),
-                Err(_) => {
-                    return Err(away(&format!("no answer within {:?}", patience.answer)));
-                }
-            }
-        };
-        if response.status().is_success() {
+        let server = &self.site.server;
+        let away = |why: String| Trouble::away(&server.name, &why);
+        let response = self
+            .conversation
+            .ask(server, Method::GET, path, Bytes::new(), patience)
+            .await
+            .map_err(away)?;
+        let code = response.status();
+        if code.is_success() {
             return Ok(response);
         }
-        let code = response.status();
         let retry_after = retry_after(response.headers());
-        let body = self.whole(response, LARGEST_REFUSAL, patience).await?;
-        let status = serde_json::from_slice(&body).unwrap_or_else(|_| Status {
-            message: String::from_utf8_lossy(&body).into_owned(),
-            ..Status::default()
-        });
-        let name = &site.server.name;
+        let body = self
+            .conversation
+            .whole(response, LARGEST_REFUSAL, patience)
+            .await
+            .map_err(away)?;
+        let status = Status::parse(&body);
         Err(Trouble::of(
-            name,
+            &server.name,
             &self.target,
             verb,
             code,
@@ -276,58 +312,23 @@ impl Follower {
         ))
     }
 
-    /// The whole of an answer's body.
-    async fn whole(
-        &mut self,
-        response: Response<Incoming>,
-        most: usize,
-        patience: Patience,
-    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-        let name = &self.site.server.name;
-        let Some(connection) = &mut self.connection else {
-            return Err(Trouble::away(name, "the connection is gone"));
-        };
-        let mut body = response.into_body();
-        let mut whole = Zeroizing::default();
-        loop {
-            match timeout(patience.answer, connection.piece(&mut body)).await {
-                Ok(None) => return Ok(whole),
-                Ok(Some(Ok(piece))) if whole.len() + piece.len() <= most => {
-                    append(&mut whole, &piece);
-                }
-                Ok(Some(Ok(_))) => {
-                    return Err(Trouble::away(
-                        name,
-                        &format!("an answer of more than {most} bytes"),
-                    ));
-                }
-                Ok(Some(Err(error))) => return Err(Trouble::away(name, &words(&error))),
-                Err(_) => {
-                    let why = format!("an answer that stopped for {:?}", patience.answer);
-                    return Err(Trouble::away(name, &why));
-                }
-            }
-        }
-    }
-
     /// Takes in what a watch brings until it ends.
     async fn stream(&mut self, mut body: Incoming, lasts: Duration) -> End {
         let ends = Instant::now() + lasts + GRACE;
         let mut rest: Zeroizing<Vec<u8>> = Zeroizing::default();
         loop {
-            let Some(connection) = &mut self.connection else {
-                return End::Over;
-            };
-            let piece = match tokio::time::timeout_at(ends, connection.piece(&mut body)).await {
+            let piece = self.conversation.piece(&mut body);
+            let piece = match timeout_at(ends, piece).await {
                 Ok(Some(Ok(piece))) => piece,
                 Ok(None) => return End::Over,
                 Ok(Some(Err(error))) => {
                     debug!(why = words(&error), target = ?self.target, "a watch broke");
-                    self.connection = None;
+                    self.lost = Some(Instant::now());
+                    self.conversation.hang_up();
                     return End::Over;
                 }
                 Err(_) => {
-                    self.connection = None;
+                    self.conversation.hang_up();
                     return End::Over;
                 }
             };
@@ -344,13 +345,13 @@ impl Follower {
                 };
                 if let Err(trouble) = taken {
                     // What comes after it is of no interest.
-                    self.connection = None;
+                    self.conversation.hang_up();
                     return End::Failed(trouble);
                 }
             }
             append(&mut rest, piece);
             if rest.len() > LARGEST_LINE {
-                self.connection = None;
+                self.conversation.hang_up();
                 let why = format!("a line of more than {LARGEST_LINE} bytes");
                 return End::Failed(Trouble::away(&self.site.server.name, &why));
             }
@@ -390,17 +391,6 @@ impl Follower {
     }
 }
 
-/// A connection on which nothing was asked yet.
-async fn connect(server: &Server, patience: Patience) -> Result<Connection, Trouble> {
-    let away = |why: &str| Trouble::away(&server.name, why);
-    let io = timeout(patience.connect, server.dial())
-        .await
-        .map_err(|_| away(&format!("no connection within {:?}", patience.connect)))?
-        .map_err(|why| away(&why))?;
-    let opened = Connection::open(io).await;
-    opened.map_err(|error| away(&words(&error)))
-}
-
 /// Resource versions are numbers that grow (KEP-5504). If one shrinks, the server's memory was
 /// restored from a copy, and a watch from the larger number would say nothing until it is reached
 /// again.
@@ -416,17 +406,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     // A mistake there must not silence us for a day.
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
-}
-
-/// Appends without leaving a copy behind where the bytes lay before.
-fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
-    let needed = bytes.len() + more.len();
-    if needed > bytes.capacity() {
-        let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(2 * bytes.capacity())));
-        larger.extend_from_slice(bytes);
-        *bytes = larger;
-    }
-    bytes.extend_from_slice(more);
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 
 mod admin;
 mod cli;
+mod deploy;
 mod drain;
 mod failures;
 mod half_close;
@@ -31,5 +32,6 @@ mod real_servers;
 mod reload;
 mod resumption;
 mod rotation;
+mod sidecar;
 mod support;
 mod workers;
