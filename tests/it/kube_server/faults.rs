@@ -127,6 +127,11 @@ async fn the_next_requests_are_answered_wrongly_and_those_after_them_are_not() {
         }
         secrets(&user.client()).get("a").await.unwrap();
     }
+    let server = cluster.server();
+    server.fail(1, Fault::TooManyRequests(7), |_| true);
+    let request = http::Request::get(SECRETS).body(kube::client::Body::empty());
+    let answer = user.client().send(request.unwrap()).await.unwrap();
+    assert_eq!(answer.headers()["retry-after"], "7");
     cluster.server().fail(1, Fault::Reset, |_| true);
     let error = secrets(&user.client()).get("a").await.unwrap_err();
     assert!(!matches!(error, kube::Error::Api(_)), "{error}");
