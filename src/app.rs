@@ -92,8 +92,9 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         log,
         version: VERSION,
     };
+    let provider = Arc::new(aws_lc_rs::default_provider());
     let mut following = std::pin::pin!(async {
-        let provider = Arc::new(aws_lc_rs::default_provider());
+        let (cluster, provider) = (Arc::clone(&cluster), Arc::clone(&provider));
         kubernetes::run(cluster, provider, CancellationToken::new()).await;
         std::future::pending::<Infallible>().await
     });
@@ -119,11 +120,17 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         return ExitCode::from(FAILED_TO_START);
     }
 
+    let announcing = kubernetes::announce(
+        Arc::clone(&cluster),
+        Arc::clone(&provider),
+        control.status(),
+    );
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = give_back_memory(&metrics) => match never {},
             never = &mut following => match never {},
+            never = announcing => match never {},
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);

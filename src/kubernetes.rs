@@ -235,3 +235,6 @@ fn subjects(wanted: &Wanted) -> Vec<Subject> {
         .chain(discovery.map(|_| Subject::Discovery))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
