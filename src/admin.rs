@@ -1,17 +1,20 @@
-//! The admin endpoints: health, metrics and status for machines, status and reload for
-//! `tlsward status` and `tlsward reload`.
+//! The admin endpoints: health, metrics and status for machines, status, reload and the end for
+//! `tlsward status`, `tlsward reload` and `tlsward stop`.
 //!
-//! Nothing here decides: answers are read from the published [`Status`] and the live counters, and
-//! a reload is asked of control, which owns the configuration.
+//! Nothing here decides: answers are read from the published [`Status`] and the live counters, a
+//! reload is asked of control, which owns the configuration, and the end of the process is asked
+//! of whoever waits for [`Shutdown::leaving`].
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock;
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 use crate::status::Status;
 
 pub(crate) mod client;
@@ -30,6 +33,8 @@ pub(crate) struct Shared {
     pub metrics: Arc<Metrics>,
     /// Control's queue of reloads. Each is carried out after the ones before it.
     pub reload: mpsc::Sender<ReloadRequest>,
+    /// To ask for the end.
+    pub shutdown: Shutdown,
 }
 
 /// Which endpoints a listener has.
@@ -133,6 +138,57 @@ pub(crate) struct ReloadRefusal {
     pub problems: Vec<String>,
 }
 
+/// What `POST /quit` has begun.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct QuitReport {
+    pub outcome: Quit,
+    pub connections_open: u64,
+    /// From the first request or signal to the drain.
+    pub shutdown_delay_seconds: f64,
+    /// From the drain to the end of whatever is still open then.
+    pub shutdown_timeout_seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Quit {
+    /// From this request on.
+    Stopping,
+    /// From an earlier request or signal on; this one changes nothing.
+    StoppingAlready,
+}
+
+impl QuitReport {
+    /// By when the process has ended, counted from the request that began it.
+    pub(crate) fn longest(&self) -> Duration {
+        let seconds = self.shutdown_delay_seconds + self.shutdown_timeout_seconds;
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+}
+
+/// For people; one line without an end.
+impl fmt::Display for QuitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.outcome {
+            Quit::Stopping => "stopping",
+            Quit::StoppingAlready => "stopping already",
+        })?;
+        match self.connections_open {
+            1 => write!(f, ": 1 open connection"),
+            open => write!(f, ": {open} open connections"),
+        }?;
+        if self.shutdown_delay_seconds > 0.0 {
+            let delay = self.shutdown_delay_seconds;
+            write!(f, "; new ones are served for {delay} s (shutdown_delay)")?;
+        }
+        let timeout = self.shutdown_timeout_seconds;
+        write!(
+            f,
+            "; what is open {timeout} s into the drain is ended (shutdown_timeout)"
+        )
+    }
+}
+
 impl ReloadOutcome {
     /// Whether everything that was read is in use now: the question of a script.
     pub(crate) fn is_good(&self) -> bool {
@@ -233,6 +289,7 @@ pub(crate) mod tests {
             status: status_read,
             metrics: Arc::new(Metrics::new("1.2.3")),
             reload,
+            shutdown: Shutdown::default(),
         });
         (shared, status, reloads)
     }
@@ -322,6 +379,30 @@ pub(crate) mod tests {
             text.contains("\n  nothing to use, callers are refused by: a, b\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_ending_tells_people_what_is_open_and_how_long_it_may_take() {
+        let mut report = QuitReport {
+            outcome: Quit::Stopping,
+            connections_open: 1,
+            shutdown_delay_seconds: 0.0,
+            shutdown_timeout_seconds: 30.0,
+        };
+        assert_eq!(
+            report.to_string(),
+            "stopping: 1 open connection; what is open 30 s into the drain is ended \
+             (shutdown_timeout)"
+        );
+        report.outcome = Quit::StoppingAlready;
+        report.connections_open = 2;
+        report.shutdown_delay_seconds = 1.5;
+        assert_eq!(
+            report.to_string(),
+            "stopping already: 2 open connections; new ones are served for 1.5 s \
+             (shutdown_delay); what is open 30 s into the drain is ended (shutdown_timeout)"
+        );
+        assert_eq!(report.longest(), Duration::from_millis(31_500));
     }
 
     #[test]

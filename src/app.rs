@@ -7,7 +7,6 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
@@ -18,6 +17,7 @@ use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
 use crate::kubernetes;
+use crate::limits::mind_memory;
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
@@ -27,11 +27,6 @@ use crate::telemetry::{self, LogFormat};
 pub(crate) const FAILED_TO_START: u8 = 1;
 pub(crate) const BAD_CONFIGURATION: u8 = 2;
 const CONNECTIONS_LEFT: u8 = 3;
-
-/// How often it is seen whether memory can be given back, and after how many connections it is
-/// worth the search: half a megabyte, against a few hundred microseconds.
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
-const WORTH_GIVING_BACK: u64 = 100;
 
 /// The version that users see.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -119,10 +114,17 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         return ExitCode::from(FAILED_TO_START);
     }
 
+    let memory = async {
+        match metrics.crew() {
+            Some(crew) => mind_memory(&metrics, &crew).await,
+            // Not after a start that went well.
+            None => std::future::pending().await,
+        }
+    };
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
-            never = give_back_memory(&metrics) => match never {},
+            never = memory => match never {},
             never = &mut following => match never {},
         }
     };
@@ -140,26 +142,12 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
     }
 }
 
-/// Lets the kernel have what connections have left behind, which glibc keeps of itself: some 6 KB
-/// for each of the most that were ever open at once (docs/decisions/0015-allocator.md).
-async fn give_back_memory(metrics: &Metrics) -> Infallible {
-    let mut ended = 0;
-    loop {
-        tokio::time::sleep(GIVE_BACK_EVERY).await;
-        let now = metrics.ended();
-        // The series of a removed service are dropped, so it can fall.
-        if now.abs_diff(ended) >= WORTH_GIVING_BACK {
-            ended = now;
-            tlsward_sys::give_back_free_memory();
-        }
-    }
-}
-
 /// Waits until the process is asked to end; then says so, and after `shutdown_delay` begins the
 /// drain. Returns the second signal, where that came first.
 async fn leave(shutdown: &Shutdown, stop: &mut Stop) -> Option<&'static str> {
     let because = tokio::select! {
         signal = stop.next() => signal,
+        () = shutdown.leaving().cancelled() => "POST /quit",
         () = shutdown.fault().cancelled() => "a fault",
     };
     let Terms { delay, timeout } = shutdown.terms();

@@ -76,6 +76,17 @@ enum Command {
     Reload(Ask),
     /// Show what the running process does.
     Status(Ask),
+    /// Ask the running process to end, as SIGTERM does, and tell what that means.
+    ///
+    /// For the last command of a Job whose sidecar would outlive it. Exit code 0: it stops; 1: it
+    /// could not be asked, or still runs.
+    Stop {
+        #[command(flatten)]
+        ask: Ask,
+        /// Return when the process has ended: no later than shutdown_delay and shutdown_timeout.
+        #[arg(long)]
+        wait: bool,
+    },
     /// See it work: a throw-away CA, an mTLS server, the proxy, traffic and a live rotation.
     Demo {
         /// Leave everything up at the end, until Ctrl-C.
@@ -186,6 +197,7 @@ async fn carry_out(command: Command) -> ExitCode {
         },
         Command::Reload(ask) => reload(ask).await,
         Command::Status(ask) => show_status(ask).await,
+        Command::Stop { ask, wait } => stop(ask, wait).await,
         Command::Demo {
             keep_running,
             directory,
@@ -287,6 +299,23 @@ async fn reload(ask: Ask) -> ExitCode {
         }
         Err(error) => complain(FAILED_TO_START, &error.to_string()),
     }
+}
+
+async fn stop(ask: Ask, wait: bool) -> ExitCode {
+    let json = ask.json;
+    let client = match ask.client() {
+        Ok(client) => client,
+        Err(code) => return code,
+    };
+    let report = match client.quit().await {
+        Ok(report) => report,
+        Err(error) => return complain(FAILED_TO_START, &error.to_string()),
+    };
+    let code = print(json, &report, || format!("{report}\n"), 0);
+    if wait && let Err(error) = client.gone(report.longest()).await {
+        return complain(FAILED_TO_START, &error.to_string());
+    }
+    code
 }
 
 async fn show_status(ask: Ask) -> ExitCode {

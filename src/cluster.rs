@@ -409,13 +409,8 @@ impl Store {
         });
     }
 
-    /// All Services that discovery selects.
-    pub(crate) fn put_discovered(&self, all: BTreeMap<ObjectRef, Arc<ServiceObject>>) {
-        self.put_discovered_in_part(all, None);
-    }
-
     /// All Services that discovery selects, and why those of some namespaces may be missing.
-    pub(crate) fn put_discovered_in_part(
+    pub(crate) fn put_discovered(
         &self,
         all: BTreeMap<ObjectRef, Arc<ServiceObject>>,
         trouble: Option<Explained>,

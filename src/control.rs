@@ -151,7 +151,8 @@ impl Control {
             discovery: None,
         };
         let (status, published) = watch::channel(Arc::new(first));
-        let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads);
+        let shutdown = setup.shutdown.clone();
+        let endpoints = Endpoints::new(published, Arc::clone(&metrics), reloads, shutdown);
         let config = BTreeSet::from([SourceKey::Config(setup.path.clone())]);
         let readings = read(config, &setup.cluster).await;
         let text = config_text(readings.first());
@@ -244,6 +245,8 @@ impl Control {
                 },
                 // A request that nobody can carry out is dropped, which its asker is told.
                 Some(request) = reloads.recv() => if watching {
+                    // Objects tell of their changes; what keeps them from it is tried again now.
+                    cluster.hurry();
                     self.requests.push((self.watch.request(), request));
                 },
                 () = cluster.changed() => self.cluster_changed(),

@@ -34,8 +34,10 @@ mod kubernetes;
 #[cfg(not(feature = "kubernetes"))]
 #[path = "kubernetes/absent.rs"]
 mod kubernetes;
+mod limits;
 mod material;
 mod metrics;
+mod mountinfo;
 mod probe;
 mod proxy;
 mod route;

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::config::ServiceName;
 use crate::failure::{Failure, Phase, Reason, Side};
 use crate::source::Trigger;
-use crate::status::{LastFailure, ProcessState, ServiceState, Status, Traffic};
+use crate::status::{LastFailure, MemoryStatus, ProcessState, ServiceState, Status, Traffic};
 use crate::workers::Crew;
 
 mod text;
@@ -67,6 +67,7 @@ impl Metrics {
             services: Mutex::default(),
             reloads: Mutex::default(),
             mirror: Mutex::default(),
+            memory: Mutex::default(),
             crew: OnceLock::new(),
         });
         let mut registry = Registry::with_prefix("tlsward");
@@ -91,6 +92,12 @@ impl Metrics {
             entry.forgotten = true;
         }
         self.inner.prune();
+    }
+
+    /// How many connections are open now, of all services.
+    pub(crate) fn open(&self) -> u64 {
+        let services = lock(&self.inner.services);
+        services.values().map(|entry| entry.metrics.open()).sum()
     }
 
     /// How many connections have ended so far, of all services that are known.
@@ -134,9 +141,28 @@ impl Metrics {
         self.inner.crew.get_or_init(|| Arc::clone(crew));
     }
 
+    /// The workers, once they are shown.
+    pub(crate) fn crew(&self) -> Option<Arc<Crew>> {
+        self.inner.crew.get().cloned()
+    }
+
     /// Sets the gauges that mirror status (expiry, generations, readiness).
     pub(crate) fn mirror(&self, status: &Status) {
         *lock(&self.inner.mirror) = Mirror::of(status);
+    }
+
+    /// A look at the process's memory.
+    pub(crate) fn show_memory(&self, status: MemoryStatus) {
+        let mut memory = lock(&self.inner.memory);
+        if status.callers_wait && !memory.status.callers_wait {
+            memory.waits += 1;
+        }
+        memory.status = status;
+    }
+
+    /// The last look at the process's memory.
+    pub(crate) fn memory(&self) -> MemoryStatus {
+        lock(&self.inner.memory).status.clone()
     }
 
     /// In Prometheus' text format, version 0.0.4.
@@ -276,6 +302,7 @@ struct Inner {
     services: Mutex<BTreeMap<ServiceName, Entry>>,
     reloads: Mutex<Reloads>,
     mirror: Mutex<Mirror>,
+    memory: Mutex<Memory>,
     crew: OnceLock<Arc<Crew>>,
 }
 
@@ -309,6 +336,13 @@ struct Reloads {
     counts: BTreeMap<(&'static str, &'static str, &'static str), u64>,
     /// By source; seconds since 1970.
     last_success: BTreeMap<&'static str, i64>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    status: MemoryStatus,
+    /// How often callers have begun to wait.
+    waits: u64,
 }
 
 /// The numbers that stand in status already.

@@ -41,6 +41,9 @@ impl Stop {
     }
 
     /// The next of them that is not the first. Cancel-safe.
+    ///
+    /// Whoever asks by `POST /quit` sends no signal: the kubelet's SIGTERM that follows a `preStop`
+    /// hook is the first one, and must not cut connections off.
     pub(crate) async fn second(&mut self) -> &'static str {
         loop {
             let signal = self.next().await;

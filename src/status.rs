@@ -149,6 +149,18 @@ pub(crate) struct TrustStatus {
     pub refused: Option<Explained>,
 }
 
+/// Memory of the process, as of the last look at it: once a second where it has a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct MemoryStatus {
+    /// The working set of its cgroup where that has a limit; else what the process itself holds.
+    pub in_use_bytes: u64,
+    pub limit_bytes: Option<u64>,
+    /// The file that says so.
+    pub limited_by: Option<String>,
+    /// New callers wait in the kernel's backlog, since little of it is left.
+    pub callers_wait: bool,
+}
+
 /// What connections did, read from the live counters when the answer is rendered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Traffic {
@@ -171,11 +183,17 @@ pub(crate) struct LastFailure {
     pub failure: Failure,
 }
 
-/// The answer of `/status`: the status with each service's `traffic`, which is asked for by name
-/// and is `null` where there is none. Absent values are `null`; all moments are in seconds since
-/// 1970.
-pub(crate) fn render_json(status: &Status, traffic: impl Fn(&str) -> Option<Traffic>) -> Value {
+/// The answer of `/status`: the status with the process's `memory` and each service's `traffic`,
+/// which is asked for by name and is `null` where there is none. Absent values are `null`; all
+/// moments are in seconds since 1970.
+pub(crate) fn render_json(
+    status: &Status,
+    memory: &MemoryStatus,
+    traffic: impl Fn(&str) -> Option<Traffic>,
+) -> Value {
     let mut value = serde_json::to_value(status)
+        .expect("plain structs with text keys can always be written as JSON");
+    value["memory"] = serde_json::to_value(memory)
         .expect("plain structs with text keys can always be written as JSON");
     let services = value["services"].as_array_mut().into_iter().flatten();
     for (service, shown) in status.services.iter().zip(services) {
@@ -300,7 +318,9 @@ pub(crate) mod tests {
     #[test]
     fn each_service_is_shown_with_its_own_traffic() {
         let status = status(ProcessState::Ready, vec![service("a"), service("b")]);
-        let value = render_json(&status, |name| (name == "b").then(traffic_with_failure));
+        let value = render_json(&status, &MemoryStatus::default(), |name| {
+            (name == "b").then(traffic_with_failure)
+        });
         assert_eq!(value["services"][0]["name"], "a");
         assert_eq!(value["services"][0]["traffic"], Value::Null);
         assert_eq!(value["services"][1]["traffic"]["open"], 2);
@@ -316,7 +336,7 @@ pub(crate) mod tests {
     #[test]
     fn states_are_words_and_a_problem_comes_with_its_hint() {
         let status = status(ProcessState::Degraded, vec![waiting("a")]);
-        let value = render_json(&status, |_| None);
+        let value = render_json(&status, &MemoryStatus::default(), |_| None);
         assert_eq!(value["state"], "degraded");
         assert_eq!(value["services"][0]["state"], "waiting");
         let problem = &value["services"][0]["problem"];

@@ -8,11 +8,13 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::error;
 
@@ -112,6 +114,7 @@ pub(crate) struct Crew {
     workers: Box<[Arc<Worker>]>,
     everyone: Arc<Load>,
     next_listener: AtomicUsize,
+    gate: Gate,
 }
 
 impl Crew {
@@ -120,6 +123,7 @@ impl Crew {
             workers: workers.into(),
             everyone,
             next_listener: AtomicUsize::new(0),
+            gate: Gate::default(),
         }
     }
 
@@ -137,6 +141,16 @@ impl Crew {
         let count = self.workers.len().min(MOST_ACCEPTING);
         let first = self.next_listener.fetch_add(count, Relaxed);
         (first..first + count).map(|n| &self.workers[n % self.workers.len()])
+    }
+
+    /// Whether callers are accepted, at any listener.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// How many workers there are.
+    pub(crate) fn size(&self) -> usize {
+        self.workers.len()
     }
 
     /// A place for a connection that worker `at` accepts, counted from now on.
@@ -162,6 +176,38 @@ impl Crew {
         self.workers
             .iter()
             .map(|worker| worker.load.open.load(Relaxed))
+    }
+}
+
+/// Open as a rule; closed while the process has no room for more callers, who then wait in the
+/// kernel's backlog. One opens and closes it, many look.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    closed: AtomicBool,
+    opened: Notify,
+}
+
+impl Gate {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    pub(crate) fn set_closed(&self, closed: bool) {
+        if self.closed.swap(closed, Relaxed) && !closed {
+            self.opened.notify_waiters();
+        }
+    }
+
+    /// Waits while it is closed. Cancel-safe.
+    pub(crate) async fn pass(&self) {
+        while self.is_closed() {
+            let mut opened = pin!(self.opened.notified());
+            opened.as_mut().enable();
+            // It may have opened before we stood in line.
+            if self.is_closed() {
+                opened.await;
+            }
+        }
     }
 }
 
@@ -338,6 +384,8 @@ impl Dice {
 mod tests {
     use std::sync::mpsc;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn standings(of: &[(usize, usize)]) -> (Standing, Vec<Standing>) {
@@ -442,6 +490,24 @@ mod tests {
         drop(second);
         assert_eq!(crew.everyone.open.load(Relaxed), 0);
         workers.join();
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_lets_nobody_pass_until_it_opens_for_all() {
+        let gate = Gate::default();
+        assert!(gate.pass().now_or_never().is_some());
+        gate.set_closed(true);
+        gate.set_closed(true);
+        let (mut one, mut other) = (pin!(gate.pass()), pin!(gate.pass()));
+        assert!(one.as_mut().now_or_never().is_none());
+        assert!(other.as_mut().now_or_never().is_none());
+        gate.set_closed(false);
+        one.await;
+        // Closed again before this one looked.
+        gate.set_closed(true);
+        assert!(other.as_mut().now_or_never().is_none());
+        gate.set_closed(false);
+        other.await;
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! How `tlsward status` and `tlsward reload` talk to the running process.
+//! How `tlsward status`, `tlsward reload` and `tlsward stop` talk to the running process.
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::ReloadOutcome;
+use super::{QuitReport, ReloadOutcome};
 use crate::config::Listen;
 
 /// To connect, and for an answer that needs no work. A process that is stuck, or stopped by a
@@ -21,6 +21,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For a reload, which ends when everything is in force: thousands of files on a slow disk.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Between two looks at a process that is to end; nothing announces it.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Status of some 50,000 services: what answers with more is not tlsward.
 const MAX_ANSWER: usize = 256 * 1024 * 1024;
@@ -59,6 +62,12 @@ pub(crate) enum ClientError {
         request: &'static str,
         after: Duration,
     },
+    /// It was to have ended by now.
+    #[error(
+        "tlsward at {listen} still runs {} s after it was asked to stop; its log says why",
+        after.as_secs()
+    )]
+    StillRuns { listen: Listen, after: Duration },
     /// What answers is not what was asked.
     #[error(
         "what answers at {listen} is not the admin endpoint of tlsward: {reason}; {told_by} says that it is there"
@@ -121,6 +130,43 @@ impl Client {
             }
             _ => Err(self.refused(request, status, &body)),
         }
+    }
+
+    /// Asks the process to end as SIGTERM does; the answer comes when that has begun.
+    ///
+    /// # Errors
+    /// There is no answer, or none of tlsward's.
+    pub(crate) async fn quit(&self) -> Result<QuitReport, ClientError> {
+        let request = "POST /quit";
+        let (status, body) = self.ask(request, Method::POST, ANSWER_TIMEOUT).await?;
+        match status {
+            StatusCode::ACCEPTED => {
+                serde_json::from_slice(&body).map_err(|error| self.not_tlsward(&error))
+            }
+            _ => Err(self.refused(request, status, &body)),
+        }
+    }
+
+    /// Waits until a process that was asked to end no longer answers, or another has taken its
+    /// place. `longest` is what it may take for its connections.
+    ///
+    /// # Errors
+    /// It still runs some time after that.
+    pub(crate) async fn gone(&self, longest: Duration) -> Result<(), ClientError> {
+        let after = longest.saturating_add(ANSWER_TIMEOUT);
+        let gone = async {
+            while let Ok(status) = self.status().await
+                && status["state"] == "stopping"
+            {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(after, gone)
+            .await
+            .map_err(|_| ClientError::StillRuns {
+                listen: self.listen.clone(),
+                after,
+            })
     }
 
     /// `request` is method and path.

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::{ReloadOutcome, ReloadRequest, Shared, Surface};
+use super::{Quit, QuitReport, ReloadOutcome, ReloadRequest, Shared, Surface};
 use crate::failure::Explained;
 use crate::status::{self, ProcessState, Status};
 
@@ -90,10 +90,13 @@ where
         ),
         Endpoint::Metrics => Answer::new(StatusCode::OK, CLASSIC, shared.metrics.encode()),
         Endpoint::Status => {
-            let value = status::render_json(&status(), |name| shared.metrics.traffic(name));
+            let memory = shared.metrics.memory();
+            let traffic = |name: &str| shared.metrics.traffic(name);
+            let value = status::render_json(&status(), &memory, traffic);
             Answer::json(StatusCode::OK, &value)
         }
         Endpoint::Reload => reload(shared).await?,
+        Endpoint::Quit => quit(shared),
     })
 }
 
@@ -105,17 +108,19 @@ enum Endpoint {
     Metrics,
     Status,
     Reload,
+    Quit,
 }
 
 impl Endpoint {
     /// In the order of the list that people read.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Index,
         Self::Livez,
         Self::Readyz,
         Self::Metrics,
         Self::Status,
         Self::Reload,
+        Self::Quit,
     ];
 
     fn path(self) -> &'static str {
@@ -126,6 +131,7 @@ impl Endpoint {
             Self::Metrics => "/metrics",
             Self::Status => "/status",
             Self::Reload => "/reload",
+            Self::Quit => "/quit",
         }
     }
 
@@ -139,6 +145,7 @@ impl Endpoint {
             Self::Metrics => "metrics for Prometheus",
             Self::Status => "everything about every service, as JSON",
             Self::Reload => "reads the configuration and all certificates again; answers when done",
+            Self::Quit => "ends the process as SIGTERM does; answers when that has begun",
         }
     }
 
@@ -150,7 +157,7 @@ impl Endpoint {
     }
 
     fn changes_state(self) -> bool {
-        self == Self::Reload
+        matches!(self, Self::Reload | Self::Quit)
     }
 
     fn methods(self) -> &'static str {
@@ -367,6 +374,27 @@ async fn reload(shared: &Shared) -> Result<Answer, Answer> {
     let value = serde_json::to_value(&outcome)
         .expect("plain structs with text keys can always be written as JSON");
     Ok(Answer::json(code, &value))
+}
+
+/// The same road as SIGTERM; but a second request changes nothing, since it may be a hook that is
+/// run twice.
+fn quit(shared: &Shared) -> Answer {
+    let leaving = shared.shutdown.leaving();
+    let outcome = match leaving.is_cancelled() {
+        true => Quit::StoppingAlready,
+        false => Quit::Stopping,
+    };
+    leaving.cancel();
+    let terms = shared.shutdown.terms();
+    let report = QuitReport {
+        outcome,
+        connections_open: shared.metrics.open(),
+        shutdown_delay_seconds: terms.delay.as_secs_f64(),
+        shutdown_timeout_seconds: terms.timeout.as_secs_f64(),
+    };
+    let value = serde_json::to_value(report)
+        .expect("plain structs with text keys can always be written as JSON");
+    Answer::json(StatusCode::ACCEPTED, &value)
 }
 
 /// Prometheus lists the formats that it takes with their weights; people's tools take anything,

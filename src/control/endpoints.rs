@@ -11,6 +11,7 @@ use crate::admin::{Bound, ReloadRequest, Shared, Surface};
 use crate::config::{Admin, Listen};
 use crate::failure::Explained;
 use crate::metrics::Metrics;
+use crate::shutdown::Shutdown;
 use crate::status::Status;
 use crate::unix_socket;
 
@@ -46,11 +47,13 @@ impl Endpoints {
         status: watch::Receiver<Arc<Status>>,
         metrics: Arc<Metrics>,
         reload: mpsc::Sender<ReloadRequest>,
+        shutdown: Shutdown,
     ) -> Self {
         let shared = Arc::new(Shared {
             status,
             metrics,
             reload,
+            shutdown,
         });
         Self {
             shared,

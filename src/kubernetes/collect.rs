@@ -464,8 +464,7 @@ impl Discovered {
         if known().next().is_some() {
             let all = known().flat_map(|services| services.iter());
             let all = all.map(|(object, service)| (object.clone(), Arc::clone(service)));
-            self.store
-                .put_discovered_in_part(all.collect(), trouble.cloned());
+            self.store.put_discovered(all.collect(), trouble.cloned());
         } else if let Some(why) = trouble {
             self.store.put_trouble(Subject::Discovery, why.clone());
         }

@@ -1,6 +1,5 @@
 //! What a watch asks the API server for, and what it means when the answer is no.
 
-use std::error::Error;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -196,12 +195,9 @@ impl Trouble {
             _ if is_from_the_future(status) => return Self::Expired,
             _ => {}
         }
-        let asked = retry_after.or(status
-            .details
-            .as_ref()
-            .map(|details| details.retry_after_seconds)
-            .filter(|seconds| *seconds > 0)
-            .map(Duration::from_secs));
+        let details = status.details.as_ref();
+        let seconds = details.map_or(0, |details| details.retry_after_seconds);
+        let after = retry_after.or_else(|| (seconds > 0).then(|| Duration::from_secs(seconds)));
         match code {
             StatusCode::UNAUTHORIZED => Self::Unknown(Explained::new(
                 Reason::Forbidden,
@@ -227,7 +223,7 @@ impl Trouble {
                     Reason::ApiUnavailable,
                     format!("{server}: {code}{}", quoted(message)),
                 ),
-                after: asked,
+                after,
             },
             _ => {
                 let verb = verb.as_str();
@@ -270,21 +266,5 @@ fn quoted(message: &str) -> String {
         return String::new();
     }
     let line = message.lines().next().unwrap_or_default();
-    let end = line.floor_char_boundary(MOST);
-    format!(": {}", line.get(..end).unwrap_or_default())
-}
-
-/// An error with what caused it.
-pub(super) fn words(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_words = cause.to_string();
-        if !words.contains(&cause_words) {
-            words.push_str(": ");
-            words.push_str(&cause_words);
-        }
-        source = cause.source();
-    }
-    words
+    format!(": {}", line.chars().take(MOST).collect::<String>())
 }

@@ -31,6 +31,12 @@ fn busy() -> Metrics {
     billing.ended(Ok(()), 5_000);
     billing.ended(Err(&failure()), 5_001);
     metrics.service(&name("a.b_c-d"));
+    metrics.show_memory(MemoryStatus {
+        in_use_bytes: 50 << 20,
+        limit_bytes: Some(64 << 20),
+        limited_by: None,
+        callers_wait: false,
+    });
     metrics.reloaded("config", Trigger::Start, "ok", 4_000);
     metrics.reloaded("identity", Trigger::Notify, "ok", 4_001);
     metrics.reloaded("identity", Trigger::Periodic, "unchanged", 4_031);
@@ -127,6 +133,10 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_identity_generation", "gauge"),
         ("tlsward_identity_not_after_seconds", "gauge"),
         ("tlsward_identity_not_before_seconds", "gauge"),
+        ("tlsward_memory_bytes", "gauge"),
+        ("tlsward_memory_callers_wait", "gauge"),
+        ("tlsward_memory_limit_bytes", "gauge"),
+        ("tlsward_memory_waits_total", "counter"),
         ("tlsward_reload_last_success_seconds", "gauge"),
         ("tlsward_reloads_total", "counter"),
         ("tlsward_service_ready", "gauge"),
@@ -137,6 +147,31 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_worker_connections", "gauge"),
     ];
     assert_eq!(described.into_iter().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn waits_for_memory_are_counted_as_they_begin_and_a_limit_is_shown_where_there_is_one() {
+    let metrics = Metrics::new("1.2.3");
+    assert_eq!(value(&metrics.encode(), "tlsward_memory_limit_bytes"), None);
+    let look = |callers_wait| MemoryStatus {
+        in_use_bytes: 60,
+        limit_bytes: Some(64),
+        limited_by: None,
+        callers_wait,
+    };
+    for callers_wait in [false, true, true, false, true] {
+        metrics.show_memory(look(callers_wait));
+    }
+    let text = metrics.encode();
+    for (series, expected) in [
+        ("tlsward_memory_bytes", 60.0),
+        ("tlsward_memory_limit_bytes", 64.0),
+        ("tlsward_memory_callers_wait", 1.0),
+        ("tlsward_memory_waits_total", 2.0),
+    ] {
+        assert_eq!(value(&text, series), Some(expected), "{series}");
+    }
+    assert_eq!(metrics.memory(), look(true));
 }
 
 #[test]

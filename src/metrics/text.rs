@@ -15,6 +15,7 @@ use crate::config::ServiceName;
 impl Collector for Inner {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         self.encode_process(&mut encoder)?;
+        self.encode_memory(&mut encoder)?;
         self.encode_reloads(&mut encoder)?;
         self.encode_mirror(&mut encoder)?;
         let services: Services = lock(&self.services)
@@ -61,6 +62,45 @@ impl Inner {
                 .encode_gauge(&i64::try_from(open).unwrap_or(i64::MAX))?;
         }
         Ok(())
+    }
+
+    fn encode_memory(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let memory = lock(&self.memory);
+        let bytes = Some(&Unit::Bytes);
+        encoder
+            .encode_descriptor(
+                "memory",
+                "Memory in use: the working set of the cgroup where that has a limit, else what the process holds.",
+                bytes,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&as_gauge(memory.status.in_use_bytes))?;
+        if let Some(limit) = memory.status.limit_bytes {
+            encoder
+                .encode_descriptor(
+                    "memory_limit",
+                    "The smallest memory limit of the cgroups that the process is in.",
+                    bytes,
+                    MetricType::Gauge,
+                )?
+                .encode_gauge(&as_gauge(limit))?;
+        }
+        encoder
+            .encode_descriptor(
+                "memory_callers_wait",
+                "1 while new callers wait since little memory is left, else 0.",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&i64::from(memory.status.callers_wait))?;
+        encoder
+            .encode_descriptor(
+                "memory_waits",
+                "How often new callers had to wait since little memory was left.",
+                None,
+                MetricType::Counter,
+            )?
+            .encode_counter::<NoLabelSet, _, f64>(&memory.waits, None)
     }
 
     fn encode_reloads(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

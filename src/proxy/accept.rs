@@ -134,8 +134,12 @@ impl Acceptor {
         self.accept_until_the_end::<K>(&watch).await?;
         drop(watch);
         // Closing the socket would reset callers that the kernel has let in already. No more than
-        // the backlog can be there, and none can be waited for.
+        // the backlog can be there, and none can be waited for. Where they would be the end of all
+        // connections, for want of memory, they are reset.
         for n in 1..=BACKLOG {
+            if self.desk.crew.gate().is_closed() {
+                break;
+            }
             match accept(listener.as_fd()) {
                 Ok(arrival) => self.take::<K>(arrival, self.desk.slots.take()),
                 Err(error) if is_of_one_caller(&error) => {}
@@ -157,7 +161,7 @@ impl Acceptor {
             let slot = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                slot = self.desk.slots.wait(&mut self.routes) => slot,
+                slot = self.desk.room(&mut self.routes) => slot,
             };
             let accepted = loop {
                 let mut ready = tokio::select! {
@@ -167,6 +171,10 @@ impl Acceptor {
                     () = changed(&mut self.routes) => continue 'next,
                     ready = watch.readable() => ready?,
                 };
+                // Memory may have run short while we waited.
+                if self.desk.crew.gate().is_closed() {
+                    continue 'next;
+                }
                 match ready.try_io(|listener| accept(listener.get_ref().as_fd())) {
                     Ok(accepted) => break accepted,
                     // Nobody was there, or another worker was faster.
@@ -297,6 +305,12 @@ impl Desk {
             keepalive,
             pausing: AtomicBool::new(false),
         }
+    }
+
+    /// Waits until there is room for one more caller, in the process and at this listener.
+    async fn room(&self, routes: &mut watch::Receiver<Option<Arc<Route>>>) -> Slot {
+        self.crew.gate().pass().await;
+        self.slots.wait(routes).await
     }
 
     /// Begins to serve a caller, on the current worker.

@@ -59,6 +59,14 @@ fn write_process(text: &mut String, status: &Value, now: i64) {
             word(status, "/config/generation")
         ),
     );
+    if let Some(in_use) = number(status, "/memory/in_use_bytes")
+        && let Some(limit) = number(status, "/memory/limit_bytes")
+    {
+        line(
+            text,
+            &format!("memory {} of {}", mebibytes(in_use), mebibytes(limit)),
+        );
+    }
 }
 
 fn service_table(services: &[Value], now: i64) -> String {
@@ -149,6 +157,13 @@ fn write_problems(text: &mut String, status: &Value, services: &[Value], now: i6
     let mut failures = Vec::new();
     problems
         .extend(explained(status, "/config/refused").map(|why| format!("configuration: {why}")));
+    if status.pointer("/memory/callers_wait") == Some(&Value::Bool(true)) {
+        warnings.push(
+            "memory is nearly used up: new callers wait while connections are open\n    \
+             raise the memory limit, or bound the connections with max_connections"
+                .to_owned(),
+        );
+    }
     problems.extend(explained(status, "/discovery").map(|why| format!("discovery: {why}")));
     for service in services {
         let name = word(service, "/name");
@@ -241,6 +256,10 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
+fn mebibytes(bytes: i64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
 /// A duration in its largest unit; two units where one would be coarse.
 fn span(seconds: i64) -> String {
     let seconds = seconds.max(0);
@@ -258,7 +277,11 @@ fn span(seconds: i64) -> String {
 mod tests {
     use super::*;
     use crate::status::tests::{service, status, traffic_with_failure, waiting};
-    use crate::status::{ProcessState, ServiceStatus, render_json};
+    use crate::status::{MemoryStatus, ProcessState, ServiceStatus, Status, Traffic};
+
+    fn render_json(status: &Status, traffic: impl Fn(&str) -> Option<Traffic>) -> Value {
+        crate::status::render_json(status, &MemoryStatus::default(), traffic)
+    }
 
     fn plain(services: Vec<ServiceStatus>, now: i64) -> String {
         let status = status(ProcessState::Degraded, services);
@@ -304,6 +327,27 @@ mod tests {
         let status = status(ProcessState::Ready, vec![service("billing")]);
         let text = render_table(&render_json(&status, |_| None), 36_000);
         assert!(!text.contains("Problems") && !text.contains("Last failures"));
+    }
+
+    #[test]
+    fn memory_is_shown_against_its_limit_and_a_shortage_is_a_warning() {
+        let status = status(ProcessState::Ready, vec![service("billing")]);
+        let mut memory = MemoryStatus {
+            in_use_bytes: 10_000_000,
+            ..MemoryStatus::default()
+        };
+        let text = |memory: &MemoryStatus| {
+            let json = crate::status::render_json(&status, memory, |_| None);
+            anstream::adapter::strip_str(&render_table(&json, 36_000)).to_string()
+        };
+        assert!(!text(&memory).contains("memory"), "without a limit");
+        memory.limit_bytes = Some(64 << 20);
+        assert!(text(&memory).contains("\nmemory 9.5 MiB of 64.0 MiB\n"));
+        assert!(!text(&memory).contains("Warnings"));
+        memory.callers_wait = true;
+        let text = text(&memory);
+        assert!(text.contains("Warnings\n  memory is nearly used up: new callers wait"));
+        assert!(text.contains("\n    raise the memory limit"));
     }
 
     #[test]

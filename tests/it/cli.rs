@@ -449,6 +449,33 @@ async fn a_reload_names_the_services_whose_certificate_was_refused() {
 }
 
 #[tokio::test]
+async fn stop_ends_the_running_process_and_waits_for_its_end() {
+    let mut scene = Scene::new(Behaviour::Identify).await;
+    let file = scene.proxy.config_file().to_owned();
+    let output = with_file(&["stop", "--wait"], &file).await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_said(&output));
+    let said = stdout(&output);
+    assert!(said.starts_with("stopping: 0 open connections"), "{said}");
+    assert!(std::net::TcpStream::connect(scene.config.admin_address()).is_err());
+    assert_eq!(scene.proxy.exit().await.code(), Some(0));
+    let output = with_file(&["stop"], &file).await;
+    assert_eq!(output.status.code(), Some(1), "{}", all_said(&output));
+}
+
+#[tokio::test]
+async fn stop_returns_with_what_is_still_open_unless_told_to_wait() {
+    let scene = Scene::new(Behaviour::Identify).await;
+    let (mut caller, _) = scene.introduce().await;
+    let output = with_file(&["stop", "--json"], scene.proxy.config_file()).await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_said(&output));
+    let told = json(&output);
+    assert_eq!(told["outcome"], "stopping");
+    assert_eq!(told["connections_open"], 1);
+    assert_eq!(told["shutdown_timeout_seconds"], 30.0);
+    caller.echo(b"still here").await;
+}
+
+#[tokio::test]
 async fn status_of_nobody_says_where_it_asked() {
     let (_pki, _upstream, config, file) = fine().await;
     let output = with_file(&["status"], &file).await;
@@ -491,7 +518,7 @@ async fn version_and_help_are_exit_code_0() {
     let output = tlsward(["--help"]).await;
     assert_eq!(output.status.code(), Some(0));
     for command in [
-        "run", "check", "probe", "reload", "status", "demo", "schema",
+        "run", "check", "probe", "reload", "status", "stop", "demo", "schema",
     ] {
         assert!(stdout(&output).contains(command), "{command}");
     }

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use crate::support::net::{Caller, Ending, address};
+use crate::support::proxy::LogLine;
 use crate::support::scene::{NAME, Scene, visit};
 use crate::support::until;
 use crate::support::upstream::Behaviour;
@@ -153,6 +155,55 @@ async fn a_second_signal_during_shutdown_delay_ends_open_connections_at_once() {
     denies_readiness(&scene).await;
     caller.echo(b"still here").await;
     scene.proxy.signal(Signal::INT);
+    assert_eq!(caller.ending().await, Ending::Reset);
+    assert_eq!(scene.proxy.exit().await.code(), Some(3));
+}
+
+/// The answer to `POST /quit`.
+async fn quit(scene: &Scene) -> Value {
+    let answer = scene.proxy.post("/quit").await;
+    assert_eq!(answer.code, 202, "{answer:?}");
+    serde_json::from_str(&answer.body).expect("JSON")
+}
+
+#[tokio::test]
+async fn quit_ends_the_process_like_sigterm_and_says_what_happens() {
+    let mut scene = scene_ending("shutdown_delay = \"400ms\"\nshutdown_timeout = \"5m\"").await;
+    let (mut caller, _) = scene.introduce().await;
+    let said = quit(&scene).await;
+    assert_eq!(
+        said,
+        json!({
+            "outcome": "stopping",
+            "connections_open": 1,
+            "shutdown_delay_seconds": 0.4,
+            "shutdown_timeout_seconds": 300.0,
+        })
+    );
+    denies_readiness(&scene).await;
+    refuses_new_callers(&scene).await;
+    caller.echo(b"still here").await;
+    caller.finish_sending().await;
+    assert_eq!(caller.ending().await, Ending::Fin);
+    assert_eq!(scene.proxy.exit().await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn neither_a_second_quit_nor_the_first_signal_after_it_ends_open_connections() {
+    let mut scene = scene_with("5m").await;
+    let (mut caller, _) = scene.introduce().await;
+    quit(&scene).await;
+    refuses_new_callers(&scene).await;
+    assert_eq!(quit(&scene).await["outcome"], "stopping_already");
+    // A preStop hook that asks by /quit is followed by the kubelet's SIGTERM.
+    scene.proxy.signal(Signal::TERM);
+    let heard = |line: &LogLine| line.has("message", "stopping already");
+    scene
+        .proxy
+        .wait_for_log("the signal to be heard", heard)
+        .await;
+    caller.echo(b"still here").await;
+    scene.proxy.signal(Signal::TERM);
     assert_eq!(caller.ending().await, Ending::Reset);
     assert_eq!(scene.proxy.exit().await.code(), Some(3));
 }

@@ -13,6 +13,7 @@
 
 mod admin;
 mod cli;
+mod deploy;
 mod drain;
 mod failures;
 mod half_close;
@@ -29,5 +30,6 @@ mod real_servers;
 mod reload;
 mod resumption;
 mod rotation;
+mod sidecar;
 mod support;
 mod workers;

@@ -48,6 +48,31 @@ async fn status_and_both_ends_of_a_reload_come_over_tcp_and_over_unix() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_process_that_was_asked_to_stop_is_waited_for_until_it_or_the_time_is_gone() {
+    let (shared, status, _reloads) = shared();
+    let (listen, mut serving) = start(&loopback(), Surface::Admin, Arc::clone(&shared));
+    let client = client(listen);
+    let report = client.quit().await.unwrap();
+    assert!(shared.shutdown.leaving().is_cancelled());
+    assert_eq!(report.outcome, crate::admin::Quit::Stopping);
+
+    let mut stopping = shared.status.borrow().as_ref().clone();
+    stopping.state = crate::status::ProcessState::Stopping;
+    status.send_replace(Arc::new(stopping));
+    let error = client.gone(Duration::from_secs(50)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("still runs 60 s after"), "{text}");
+
+    let waiting = client.gone(Duration::from_secs(50));
+    let ending = async {
+        serving.abort_all();
+        while serving.join_next().await.is_some() {}
+    };
+    let (gone, ()) = tokio::join!(waiting, ending);
+    gone.unwrap();
+}
+
 #[tokio::test]
 async fn nobody_there_is_said_with_the_address_and_where_it_came_from() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();

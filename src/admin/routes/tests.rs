@@ -80,6 +80,7 @@ async fn every_answer_is_guarded_against_caches_and_sniffing() {
         "GET /nothing",
         "DELETE /status",
         "POST /reload",
+        "POST /quit",
     ] {
         let got = ask(ADMIN, line, &[]).await;
         assert_eq!(got.header("cache-control"), "no-store", "{line}");
@@ -95,7 +96,7 @@ async fn the_list_names_every_endpoint_that_the_listener_has() {
     for endpoint in Endpoint::ALL {
         assert!(got.body.contains(endpoint.path()));
     }
-    assert!(got.body.contains("POST /reload"));
+    assert!(got.body.contains("POST /reload") && got.body.contains("POST /quit"));
 }
 
 #[tokio::test]
@@ -113,6 +114,8 @@ async fn a_wrong_method_is_answered_with_the_right_ones() {
         ("GET /reload", "POST"),
         ("HEAD /reload", "POST"),
         ("OPTIONS /reload", "POST"),
+        ("GET /quit", "POST"),
+        ("HEAD /quit", "POST"),
     ] {
         let got = ask(ADMIN, line, &[]).await;
         assert_eq!(got.status, 405, "{line}");
@@ -129,6 +132,7 @@ async fn the_public_listener_has_health_and_metrics_only() {
         ("GET /", 404),
         ("GET /status", 404),
         ("POST /reload", 404),
+        ("POST /quit", 404),
     ] {
         let got = ask(PUBLIC, line, &[("host", "tlsward.example.com")]).await;
         assert_eq!(got.status, status, "{line}");
@@ -361,7 +365,7 @@ async fn any_name_is_let_in_on_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_browser_may_not_reload_for_another_sites_page() {
+async fn a_browser_may_not_reload_or_quit_for_another_sites_page() {
     const HOST: (&str, &str) = ("host", "127.0.0.1:9901");
     for (header, value) in [
         ("sec-fetch-site", "cross-site"),
@@ -373,9 +377,12 @@ async fn a_browser_may_not_reload_for_another_sites_page() {
         ("origin", "null"),
         ("origin", ""),
     ] {
-        for entrance in [ADMIN, UNIX] {
-            let got = ask(entrance, "POST /reload", &[HOST, (header, value)]).await;
-            assert_eq!(got.status, 403, "{header}: {value}");
+        for (entrance, line) in [ADMIN, UNIX]
+            .into_iter()
+            .flat_map(|entrance| [(entrance, "POST /reload"), (entrance, "POST /quit")])
+        {
+            let got = ask(entrance, line, &[HOST, (header, value)]).await;
+            assert_eq!(got.status, 403, "{line}: {header}: {value}");
         }
     }
     let origin_without_host = [("origin", "http://127.0.0.1:9901")];
@@ -403,6 +410,35 @@ async fn a_refused_reload_never_reaches_control() {
     let cross = request("POST /reload", &[("sec-fetch-site", "cross-site")]);
     ask_of(&shared, ADMIN, cross).await;
     assert!(reloads.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_quit_is_heard_once_and_a_refused_one_never() {
+    let (shared, _status, _reloads) = shared();
+    shared.shutdown.set_terms(crate::shutdown::Terms {
+        delay: Duration::from_millis(1_500),
+        timeout: Duration::from_secs(30),
+    });
+    let cross = request("POST /quit", &[("sec-fetch-site", "cross-site")]);
+    assert_eq!(ask_of(&shared, ADMIN, cross).await.status, 403);
+    let public = ask_of(&shared, PUBLIC, request("POST /quit", &[])).await;
+    assert_eq!(public.status, 404);
+    assert!(!shared.shutdown.leaving().is_cancelled());
+    for outcome in ["stopping", "stopping_already"] {
+        let got = ask_of(&shared, ADMIN, request("POST /quit", &[])).await;
+        assert_eq!(got.status, 202);
+        assert_eq!(
+            got.json(),
+            json!({
+                "outcome": outcome,
+                "connections_open": 0,
+                "shutdown_delay_seconds": 1.5,
+                "shutdown_timeout_seconds": 30.0,
+            })
+        );
+        assert!(shared.shutdown.leaving().is_cancelled());
+        assert!(!shared.shutdown.abort().is_cancelled());
+    }
 }
 
 #[tokio::test]

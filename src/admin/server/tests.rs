@@ -189,6 +189,7 @@ fn piped(size: usize) -> (DuplexStream, JoinSet<()>) {
         status: reader,
         metrics: Arc::clone(&shared.metrics),
         reload: shared.reload.clone(),
+        shutdown: shared.shutdown.clone(),
     });
     let (near, far) = tokio::io::duplex(size);
     let mut serving = JoinSet::new();

@@ -222,6 +222,67 @@ fn while_the_main_thread_is_busy_callers_are_served_and_names_are_looked_up() {
 }
 
 #[tokio::test]
+async fn behind_a_closed_gate_callers_wait_at_every_listener_until_it_opens() {
+    let ca = Ca::new("CA");
+    let to = greeter(&ca.server());
+    let route = Arc::new(route(to, client(&policy(), None, &trust(&[&ca]))));
+    let shutdown = Shutdown::default();
+    let crew = Crew::of_the_current_runtime();
+    let listen = || {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let listening = Bound::bind(&Listen::Tcp(address)).unwrap().listen();
+        let (routes, receiver) = watch::channel(Some(Arc::clone(&route)));
+        let resolver = Arc::new(Resolver::here());
+        let stop = shutdown.drain().child_token();
+        let serving = listening
+            .unwrap()
+            .serve(receiver, resolver, &crew, &shutdown, &stop);
+        (address, routes, serving)
+    };
+    let listeners = [listen(), listen()];
+    let serve = async |address: SocketAddr| {
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        let mut heard = String::new();
+        caller.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "hello");
+    };
+    // Each acceptor waits for a caller when the gate closes.
+    for (address, ..) in &listeners {
+        serve(*address).await;
+    }
+    crew.gate().set_closed(true);
+    let mut waiting = Vec::new();
+    for (address, ..) in &listeners {
+        waiting.push(TcpStream::connect(address).await.unwrap());
+    }
+    // More turns than an acceptor needs, on this one thread: nobody is taken.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let seen = route.metrics.traffic();
+    assert_eq!((seen.open, seen.ended_ok, seen.failed), (0, 2, 0));
+    crew.gate().set_closed(false);
+    for mut caller in waiting {
+        let mut heard = String::new();
+        caller.read_to_string(&mut heard).await.unwrap();
+        assert_eq!(heard, "hello");
+    }
+
+    // At the end, with no room for them, those who wait are reset and not taken.
+    crew.gate().set_closed(true);
+    let (address, _, _) = &listeners[0];
+    let mut late = TcpStream::connect(address).await.unwrap();
+    shutdown.drain().cancel();
+    let ended = late.read(&mut [0]).await.map_err(|error| error.kind());
+    assert_eq!(ended, Err(io::ErrorKind::ConnectionReset));
+    for accepting in listeners.into_iter().flat_map(|(_, _, serving)| serving) {
+        accepting.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_no_worker_serves_is_reset() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut caller = TcpStream::connect(listener.local_addr().unwrap())

@@ -191,7 +191,7 @@ async fn ca_certificates_come_from_a_config_map_and_from_the_secret_itself() {
 }
 
 /// Waits until status shows this certificate in use.
-async fn in_use(proxy: &Proxy, issued: &Issued) {
+pub(super) async fn in_use(proxy: &Proxy, issued: &Issued) {
     let serial = issued.serial();
     proxy
         .wait_for_service(NAME, format!("certificate {serial} in use"), |service| {

@@ -467,11 +467,13 @@ impl Proxy {
 
     /// `POST /reload`: the answer comes when the reload is done.
     pub(crate) async fn reload(&self) -> Answer {
-        http(&self.admin, "POST", "/reload", "")
+        self.post("/reload").await
+    }
+
+    pub(crate) async fn post(&self, path: &str) -> Answer {
+        http(&self.admin, "POST", path, "")
             .await
-            .unwrap_or_else(|error| {
-                panic!("POST /reload: {error}; the log:\n{}", self.log.tail(30))
-            })
+            .unwrap_or_else(|error| panic!("POST {path}: {error}; the log:\n{}", self.log.tail(30)))
     }
 
     /// Replaces the configuration and asks for a reload.
