@@ -15,8 +15,8 @@ use crate::table;
 use crate::tls::client_config;
 use crate::tls::summary::CertificateSummary;
 
-/// How the names of variables begin that override the file.
-const VARIABLES: &str = "TLSWARD_";
+/// How the origins begin that lie outside of the file: variables, and annotations of Services.
+const OUTSIDE: [&str; 2] = ["TLSWARD_", "annotation "];
 
 /// What a check found, service by service.
 #[derive(Debug, Serialize)]
@@ -62,12 +62,14 @@ impl Report {
             .all(|service| service.problems.is_empty())
     }
 
-    /// What does not stand in the file: variable and key, and the services concerned.
-    fn set_by_environment(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
+    /// What does not stand in the file: variable or annotation, key, and the services concerned.
+    fn set_outside(&self) -> BTreeMap<(&str, &str), Vec<&str>> {
         let mut set: BTreeMap<_, Vec<&str>> = BTreeMap::new();
         for service in &self.services {
             for (key, origin) in &service.values {
-                if origin.starts_with(VARIABLES) {
+                // That a discovered service is discovered goes without saying.
+                let is_its_own = ["listen", "upstream"].contains(key);
+                if OUTSIDE.iter().any(|begin| origin.starts_with(begin)) && !is_its_own {
                     let services = set.entry((origin.as_str(), *key)).or_default();
                     services.push(&service.service);
                 }
@@ -76,7 +78,7 @@ impl Report {
         set
     }
 
-    /// For people: a table, then what the environment sets, problems and warnings.
+    /// For people: a table, then what environment and annotations set, problems and warnings.
     pub(crate) fn text(&self) -> String {
         if self.services.is_empty() {
             return "the configuration is good; it has no services\n".to_owned();
@@ -117,9 +119,9 @@ impl Report {
             ]);
         }
         let mut text = table::render(&table);
-        for ((variable, key), services) in self.set_by_environment() {
+        for ((origin, key), services) in self.set_outside() {
             let services = services.join(", ");
-            let _ = write!(text, "\n{variable} sets {key} of: {services}\n");
+            let _ = write!(text, "\n{origin} sets {key} of: {services}\n");
         }
         for service in &self.services {
             for problem in &service.problems {
@@ -143,7 +145,7 @@ impl Report {
 
 impl ServiceReport {
     fn identity_set_in(&self) -> &str {
-        ["tls.cert", "tls.bundle", "tls.client_auth"]
+        ["tls.cert", "tls.bundle", "tls.secret", "tls.client_auth"]
             .iter()
             .find_map(|key| self.values.get(key))
             .map_or("-", String::as_str)

@@ -6,7 +6,7 @@
 //! arguments.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,6 +64,8 @@ pub struct Config {
     pub unbuilt: BTreeMap<ServiceName, Unbuilt>,
     /// For each service of the file or of discovery that has one, its Kubernetes Service.
     pub backends: BTreeMap<ServiceName, kubernetes::ObjectRef>,
+    /// Which of them discovery has found.
+    pub discovered: BTreeSet<ServiceName>,
     /// Where each value of each service comes from, for `tlsward check`.
     pub origins: Origins,
 }
@@ -170,14 +172,14 @@ impl Config {
             services: BTreeMap::new(),
             unbuilt: BTreeMap::new(),
             backends: BTreeMap::new(),
+            discovered: BTreeSet::new(),
             origins: Origins::default(),
         }
     }
 
-    /// Whether a service stands in no file but follows from a Kubernetes Service.
+    /// Whether a service, built or not, stands in no file but follows from a Kubernetes Service.
     pub(crate) fn is_discovered(&self, name: &ServiceName) -> bool {
-        let _ = name;
-        false
+        self.discovered.contains(name)
     }
 
     /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands

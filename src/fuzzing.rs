@@ -5,7 +5,7 @@
 //! `fuzz/` walks through them with libFuzzer; the tests below walk the kept corpus and a bounded
 //! number of changes to it, so that an ordinary test run needs no nightly compiler.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::pin::{Pin, pin};
@@ -23,7 +23,8 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::config::{Config, RecordLayer, TlsPolicy};
+use crate::config::kubernetes::{Cluster, Known, ObjectRef, ServiceObject, ServicePort};
+use crate::config::{Config, IdentitySource, Obstacle, Origin, RecordLayer, TlsPolicy};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::handshake::{LastFlight, handshake};
@@ -67,6 +68,99 @@ pub fn config(bytes: &[u8]) {
     }
     // Its error is in words; that there is one is the claim.
     let _ = Config::admin_listen(&text, path, &environment);
+}
+
+/// A configuration file, and behind a zero byte each what is known of a Service: a first line
+/// `NAMESPACE/NAME SECONDS PORT…`, where a port is `NAME:NUMBER`, then its annotations, a line
+/// `NAME VALUE` each. All of them are discovered.
+///
+/// # Panics
+/// If the file's own services differ from what they are without the Services, a service is built of
+/// a Secret that its Service could not have named, or something is refused without a reason.
+pub fn annotations(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts = text.split('\0');
+    let file = parts.next().unwrap_or_default();
+    let services: BTreeMap<ObjectRef, Known> = parts
+        .filter_map(service)
+        .map(|service| (service.object.clone(), Known::Exists(Arc::new(service))))
+        .collect();
+    let cluster = Cluster {
+        own_namespace: Some("own".to_owned()),
+        discovered: services.keys().cloned().collect(),
+        services,
+    };
+    let path = Path::new("/etc/tlsward/config.toml");
+    let environment = BTreeMap::new();
+    let parse = |cluster: &Cluster| Config::parse_with(file, path, &environment, cluster);
+    let nothing_known = Cluster {
+        services: BTreeMap::new(),
+        discovered: BTreeSet::new(),
+        ..cluster.clone()
+    };
+    let (config, without) = match (parse(&cluster), parse(&nothing_known)) {
+        (Ok(config), Ok(without)) => (config, without),
+        (Err(one), Err(other)) => return assert_eq!(one, other, "the file's mistakes are its own"),
+        (one, other) => panic!("Services decide whether the file is good: {one:?}, {other:?}"),
+    };
+    for (name, service) in &without.services {
+        assert_eq!(config.services.get(name), Some(service));
+    }
+    for (name, unbuilt) in &config.unbuilt {
+        assert!(!config.services.contains_key(name), "{name}: {unbuilt:?}");
+        assert_eq!(config.backends.get(name), Some(&unbuilt.object));
+        if let Obstacle::Mistakes(problems) = &unbuilt.obstacle {
+            for problem in problems {
+                assert!(!problem.reason.is_empty(), "no reason: {problem:?}");
+                assert!(!problem.fix.is_empty(), "no fix: {problem:?}");
+            }
+        }
+    }
+    let annotated = |name, key| {
+        let origin = config.origins.0.get(name)?.get(key)?;
+        matches!(origin, Origin::Annotation(_)).then_some(())
+    };
+    let mut listeners = BTreeSet::new();
+    for (name, service) in &config.services {
+        assert!(listeners.insert(service.listen.without_mode()), "{name}");
+        let object = config.backends.get(name);
+        if let (Some(IdentitySource::Secret(secret)), Some(())) =
+            (&service.identity, annotated(name, "tls.secret"))
+        {
+            let own = object.map(|object| &object.namespace);
+            assert_eq!(Some(&secret.namespace), own, "{name}");
+        }
+    }
+}
+
+/// What a fuzzer says of a Service.
+fn service(text: &str) -> Option<ServiceObject> {
+    let (head, annotations) = text.split_once('\n')?;
+    let mut words = head.split(' ');
+    let (namespace, name) = words.next()?.split_once('/')?;
+    let created_at = words.next()?.parse().ok()?;
+    let (mut ports, mut external_name) = (Vec::new(), None);
+    for word in words {
+        match word.split_once(':') {
+            Some((name, number)) => ports.push(ServicePort {
+                name: name.to_owned(),
+                number: number.parse().ok()?,
+            }),
+            None => external_name = Some(word.to_owned()),
+        }
+    }
+    let annotations = annotations.lines().map(|line| {
+        let (name, value) = line.split_once(' ').unwrap_or((line, ""));
+        (name.to_owned(), value.to_owned())
+    });
+    Some(ServiceObject {
+        object: ObjectRef::new(namespace, name),
+        uid: String::new(),
+        created_at,
+        annotations: annotations.collect(),
+        ports,
+        external_name,
+    })
 }
 
 /// Certificate, key, CA and revocation files. The first byte says what they are (see the match
@@ -601,6 +695,11 @@ mod tests {
     #[test]
     fn no_configuration_text_makes_the_parser_panic() {
         walk("config", CHANGES, config);
+    }
+
+    #[test]
+    fn no_annotation_makes_the_parser_panic_or_reaches_beyond_its_service() {
+        walk("annotations", CHANGES, annotations);
     }
 
     #[test]

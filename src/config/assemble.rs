@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::annotations::Annotations;
 use super::document::{
     DiscoveryTable, Document, KubernetesTable, ServiceTable, Slot, WrittenService, WrittenUpstream,
 };
@@ -17,6 +18,7 @@ use super::reader::Home;
 use super::{Admin, Config, Listen, Log, Obstacle, Origins, ServiceName, Unbuilt};
 
 mod backend;
+mod discovered;
 mod layers;
 
 use layers::{Inherited, Layers, Standing};
@@ -59,7 +61,7 @@ pub(super) fn assemble(
     for service in &written {
         claims.extend(claim(service));
     }
-    let taken = Taken::by(claims, findings);
+    let mut taken = Taken::by(claims, findings);
 
     let kubernetes = settings(kubernetes, &home, &defaults, findings);
     let inherited = Inherited::new(environment, &defaults, findings);
@@ -67,7 +69,9 @@ pub(super) fn assemble(
     for service in &written {
         services.of_file(service, &inherited, &kubernetes, cluster, findings);
     }
-    let _ = taken;
+    if let Some(discovery) = &kubernetes.discovery {
+        services.of_discovery(discovery, &inherited, cluster, &mut taken, findings);
+    }
 
     Config {
         admin,
@@ -82,6 +86,7 @@ pub(super) fn assemble(
         services: services.built,
         unbuilt: services.unbuilt,
         backends: services.backends,
+        discovered: services.discovered,
         origins: Origins(services.origins),
     }
 }
@@ -214,6 +219,7 @@ struct Services {
     built: BTreeMap<ServiceName, super::Service>,
     unbuilt: BTreeMap<ServiceName, Unbuilt>,
     backends: BTreeMap<ServiceName, ObjectRef>,
+    discovered: BTreeSet<ServiceName>,
     origins: BTreeMap<ServiceName, BTreeMap<&'static str, super::Origin>>,
 }
 
@@ -240,13 +246,16 @@ impl Services {
             Some(_) if kubernetes.annotations => Standing::Annotated,
             _ => Standing::File,
         };
+        let annotations = exists
+            .filter(|_| kubernetes.annotations)
+            .map(|exists| Annotations::read(exists));
         let mut layers = Layers::new(
             &service.name,
             service.at,
             &service.table,
             standing,
             exists.map(Arc::as_ref),
-            None,
+            annotations.as_ref(),
             inherited,
             findings,
         );

@@ -154,17 +154,18 @@ pub(super) const VERIFY: [(&str, Verify); 3] = [
     ("none", Verify::None),
 ];
 const ON_ROTATION: [(&str, bool); 2] = [("keep", false), ("drain", true)];
-const RECORD_LAYER: [(&str, RecordLayer); 2] =
+pub(super) const RECORD_LAYER: [(&str, RecordLayer); 2] =
     [("own", RecordLayer::Own), ("rustls", RecordLayer::Rustls)];
 const UNCLEAN_CLOSE: [(&str, UncleanClose); 2] =
     [("reset", UncleanClose::Reset), ("fin", UncleanClose::Fin)];
-const CRL_EXPIRED: [(&str, CrlExpired); 2] = [
+pub(super) const CRL_EXPIRED: [(&str, CrlExpired); 2] = [
     ("refuse", CrlExpired::Refuse),
     ("accept", CrlExpired::Accept),
 ];
-const VERSIONS: [(&str, TlsVersion); 2] = [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
+pub(super) const VERSIONS: [(&str, TlsVersion); 2] =
+    [("1.2", TlsVersion::Tls12), ("1.3", TlsVersion::Tls13)];
 /// IANA's names first; then those that OpenSSL takes too.
-const GROUPS: [(&str, KeyExchange); 6] = [
+pub(super) const GROUPS: [(&str, KeyExchange); 6] = [
     ("X25519MLKEM768", KeyExchange::X25519MlKem768),
     ("X25519", KeyExchange::X25519),
     ("secp256r1", KeyExchange::Secp256r1),
@@ -420,7 +421,7 @@ impl TlsTable {
             }
             "client_auth" => self.client_auth = reader.boolean(&written),
             "verify" => self.verify = verify(reader, &written),
-            "verify_depth" => self.verify_depth = verify_depth(reader, &written),
+            "verify_depth" => self.verify_depth = written_depth(reader, &written),
             "server_name" => self.server_name = reader.text(&written, value::server_name),
             "sni" => self.sni = reader.boolean(&written),
             "crl" => self.crl = reader.text(&written, path),
@@ -476,7 +477,7 @@ fn verify(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<Verify> {
 }
 
 /// `verify_depth`. Kong's guide to upstream mTLS shows `tls_verify_depth=on`.
-fn verify_depth(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<u8> {
+fn written_depth(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<u8> {
     match written.value.get_ref() {
         DeValue::String(text) if is_switch(text) => {
             reader.invalid(written, depth_is_no_switch(text))
@@ -486,11 +487,26 @@ fn verify_depth(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<u8> {
     }
 }
 
-pub(super) fn is_switch(text: &str) -> bool {
+/// `verify_depth` as the text of a variable or an annotation.
+pub(super) fn verify_depth(text: &str) -> value::Parsed<u8> {
+    if is_switch(text) {
+        return Err(depth_is_no_switch(text));
+    }
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.parse() {
+        Ok(depth @ 0..=6) if digits => Ok(depth),
+        _ => Err(Wrong::new(
+            format!("{text:?} is not a number from 0 to 6"),
+            "write the number of certificates allowed between the upstream's and the trust anchor",
+        )),
+    }
+}
+
+fn is_switch(text: &str) -> bool {
     matches!(text, "on" | "off" | "true" | "false")
 }
 
-pub(super) fn depth_is_no_switch(text: &str) -> Wrong {
+fn depth_is_no_switch(text: &str) -> Wrong {
     Wrong::new(
         format!(
             "verify_depth is a number of certificates, so {text:?} says nothing here (although Kong's guide shows \"on\")"

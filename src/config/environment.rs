@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Verify;
 use super::document::{
-    AdminTable, LogTable, ServiceTable, Slot, VERIFY, admin_listen, depth_is_no_switch, is_switch,
+    AdminTable, LogTable, ServiceTable, Slot, VERIFY, admin_listen, verify_depth,
 };
 use super::keys::nearest;
 use super::problem::{At, Findings, Wrong};
@@ -134,19 +134,5 @@ fn verify(text: &str) -> Parsed<Verify> {
         "on" | "true" => Ok(Verify::Full),
         "off" | "false" => Ok(Verify::None),
         _ => value::choice(text, &VERIFY),
-    }
-}
-
-fn verify_depth(text: &str) -> Parsed<u8> {
-    if is_switch(text) {
-        return Err(depth_is_no_switch(text));
-    }
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    match text.parse() {
-        Ok(depth @ 0..=6) if digits => Ok(depth),
-        _ => Err(Wrong::new(
-            format!("{text:?} is not a number from 0 to 6"),
-            "write the number of certificates allowed between the upstream's and the trust anchor",
-        )),
     }
 }

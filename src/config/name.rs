@@ -5,16 +5,20 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-/// The name of one service: the part after `services.` in the configuration.
+use super::kubernetes::{ObjectRef, names};
+
+/// The name of one service: the part after `services.` in the configuration, or of a discovered
+/// Kubernetes Service `NAME.NAMESPACE`.
 ///
-/// At most 63 characters of `a-z A-Z 0-9 - _ .`, beginning with a letter or digit, so that it is
-/// safe as a metric label, in a log line and in a URL. Cheap to clone.
+/// At most 63 characters (a discovered one 127) of `a-z A-Z 0-9 - _ .`, beginning with a letter or
+/// digit, so that it is safe as a metric label, in a log line and in a URL. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct ServiceName(Arc<str>);
 
 impl ServiceName {
-    /// The longest name, in bytes; the limit of a DNS label, so that a name can become one.
+    /// The longest name in a configuration, in bytes; the limit of a DNS label, so that a name can
+    /// become one.
     pub const MAX_LEN: usize = 63;
 
     /// Proves that `text` is a service name.
@@ -44,6 +48,19 @@ impl ServiceName {
         }
     }
 
+    /// `NAME.NAMESPACE`: what a discovered Service is called. `None` where the object's names are
+    /// none that the API server would take.
+    pub(super) fn discovered(service: &ObjectRef) -> Option<Self> {
+        let ObjectRef { namespace, name } = service;
+        let known = names::is_label(name) && names::is_label(namespace);
+        known.then(|| Self(format!("{name}.{namespace}").into()))
+    }
+
+    /// `NAME.NAMESPACE.svc`: another name for [`Self::discovered`], where the file uses that one.
+    pub(super) fn in_full(&self) -> Self {
+        Self(format!("{self}.svc").into())
+    }
+
     /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -66,6 +83,23 @@ mod tests {
         for name in ["billing", "billing-v2", "9lives", "a.b_c"] {
             assert_eq!(ServiceName::parse(name).unwrap().as_str(), name);
         }
+    }
+
+    #[test]
+    fn a_discovered_name_is_that_of_the_service_and_its_namespace() {
+        let longest = "x".repeat(63);
+        let name = |namespace: &str, name: &str| {
+            let name = ServiceName::discovered(&ObjectRef::new(namespace, name));
+            name.map(|name| name.to_string())
+        };
+        assert_eq!(
+            name("payments", "billing").as_deref(),
+            Some("billing.payments")
+        );
+        assert_eq!(name(&longest, &longest).map(|name| name.len()), Some(127));
+        assert_eq!(name("a.b", "c"), None, "else a.b/c and b/c.a were one");
+        assert_eq!(name("a", ""), None);
+        assert_eq!(name("a", "B\""), None);
     }
 
     #[test]

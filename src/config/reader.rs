@@ -405,7 +405,7 @@ pub(super) fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
         Kind::TextOrTables(what, ..) => {
             format!("{what} in quotes, or a table of a Kubernetes object, or a list of such tables")
         }
-        Kind::TextOrPort(what, _) => format!("{what}"),
+        Kind::TextOrPort(what, _) => what.to_owned(),
         Kind::Texts(what, _) => format!("a list; each element is {what}"),
     };
     if let (Kind::TextsOrTable(what, ..), DeValue::Table(_)) = (&key.kind, value) {

@@ -8,6 +8,8 @@ use super::keys::{Default as KeyDefault, Kind, Table};
 use super::kubernetes::{Cluster, Known, ObjectRef, ServiceObject, ServicePort};
 use super::*;
 
+mod annotations;
+mod discovery;
 mod inheritance;
 mod objects;
 mod properties;
@@ -73,6 +75,15 @@ fn cluster(services: impl IntoIterator<Item = ServiceObject>) -> Cluster {
     Cluster {
         services: services.into_iter().map(known).collect(),
         ..Cluster::default()
+    }
+}
+
+/// The mistakes for which a service is not built.
+fn mistakes_of<'c>(config: &'c Config, name: &str) -> &'c Problems {
+    let unbuilt = config.unbuilt.get(&ServiceName::parse(name).unwrap());
+    match unbuilt.map(|unbuilt| &unbuilt.obstacle) {
+        Some(Obstacle::Mistakes(problems)) => problems,
+        other => panic!("{name}: {other:?}"),
     }
 }
 

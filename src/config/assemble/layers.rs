@@ -93,9 +93,12 @@ struct Found<T> {
 
 /// Which client certificate, if that can be told.
 enum Identity {
+    /// None only where that is said.
     Known(Option<IdentitySource>),
-    /// Something that is said of it is wrong, and was reported.
-    Undecided,
+    /// Nothing is said of it, which was reported.
+    Missing,
+    /// Something that is said of it is wrong, which was reported.
+    Wrong,
 }
 
 impl<'d, 'f> Layers<'d, 'f> {
@@ -123,7 +126,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             inherited,
             path: keys::path("services", name.as_str()),
             origins: BTreeMap::new(),
-            alone: Vec::new(),
+            alone: annotations.map_or_else(Vec::new, |annotations| annotations.problems.clone()),
             findings,
         }
     }
@@ -170,10 +173,6 @@ impl<'d, 'f> Layers<'d, 'f> {
         let identity = self.identity();
         let tls = self.tls_policy(upstream.as_ref());
         let trust = self.trust(tls.verify, &identity);
-        let identity = match identity {
-            Identity::Known(identity) => identity,
-            Identity::Undecided => None,
-        };
         let timeouts = Timeouts {
             connect: self.value(
                 "connect_timeout",
@@ -205,6 +204,14 @@ impl<'d, 'f> Layers<'d, 'f> {
             false => OnRotation::Keep,
         };
         let unclean_close = self.value("unclean_close", |t| &t.unclean_close, UncleanClose::Reset);
+        // Whatever is missing here was reported, so that nobody uses the result; but nothing is
+        // built that dials without its certificate, or without what it verifies with.
+        let Identity::Known(identity) = identity else {
+            return None;
+        };
+        if trust.is_none() && tls.verify != Verify::None {
+            return None;
+        }
         Some(Service {
             name: self.name.clone(),
             listen: listen?,
@@ -412,7 +419,7 @@ impl<'d, 'f> Layers<'d, 'f> {
 
     // === TLS ===
 
-    /// The client certificate: none only where the operator says so, or after a report.
+    /// The client certificate.
     fn identity(&mut self) -> Identity {
         let tls = &self.own.tls;
         let in_annotations = self
@@ -431,37 +438,43 @@ impl<'d, 'f> Layers<'d, 'f> {
             (Layer::Defaults, farther[2]),
         ];
         let said = layers.into_iter().find(|(_, said)| **said != Said::Nothing);
-        let wants_one = match tls.client_auth {
-            Slot::Set(true, at) => Some(at),
+        let asks = |layer: Layer, table: &ServiceTable| match table.tls.client_auth {
+            Slot::Set(true, at) => Some((layer, at)),
             _ => None,
         };
+        let wants_one = asks(Layer::Service, self.own).or_else(|| {
+            let annotations = self.annotations?;
+            asks(Layer::Annotation, &annotations.table)
+        });
         match said {
             None => {
                 let wrong =
                     Wrong::new("the service has no client certificate", self.identity_fix());
-                let at = wants_one.unwrap_or(self.at);
+                let at = wants_one.map_or(self.at, |(_, at)| at);
                 self.report_combined(&[], at, format!("{}.tls", self.path), wrong);
-                Identity::Known(None)
+                Identity::Missing
             }
-            Some((layer, Said::None(inherited))) if wants_one.is_some() => {
-                let place = self.findings.describe(*inherited);
-                let at = wants_one.unwrap_or(*inherited);
-                let wrong = Wrong::new(
-                    format!(
-                        "client_auth = true asks for a client certificate, but the inherited setting is client_auth = false ({place})"
-                    ),
-                    format!("set cert and key, or bundle, in [{}.tls]", self.path),
-                );
-                self.report_combined(
-                    &[layer],
-                    at,
-                    format!("{}.tls.client_auth", self.path),
-                    wrong,
-                );
-                Identity::Known(None)
-            }
-            Some((_, Said::Invalid)) => Identity::Undecided,
+            Some((_, Said::Invalid)) => Identity::Wrong,
             Some((layer, said)) => {
+                if let (Said::None(inherited), Some((wants, at))) = (said, wants_one)
+                    && wants < layer
+                {
+                    let place = self.findings.describe(*inherited);
+                    let wrong = Wrong::new(
+                        format!(
+                            "client_auth = true asks for a client certificate, but the inherited setting is client_auth = false ({place})"
+                        ),
+                        match self.standing {
+                            Standing::File => {
+                                format!("set cert and key, or bundle, in [{}.tls]", self.path)
+                            }
+                            Standing::Annotated | Standing::Discovered => self.identity_fix(),
+                        },
+                    );
+                    let key = format!("{}.tls.client_auth", self.path);
+                    self.report_combined(&[layer], at, key, wrong);
+                    return Identity::Wrong;
+                }
                 for (key, at) in said.keys() {
                     self.origins.insert(key, self.origin(layer, at));
                 }
@@ -637,8 +650,8 @@ impl<'d, 'f> Layers<'d, 'f> {
                 return Some(TrustSource { ca, crl });
             }
             // It may be meant to come from the Secret whose name could not be read.
-            Identity::Undecided if self.names_a_secret() => {}
-            Identity::Known(_) | Identity::Undecided => {
+            Identity::Wrong if self.names_a_secret() => {}
+            Identity::Known(_) | Identity::Missing | Identity::Wrong => {
                 let wrong = Wrong::new(
                     "the service has no CA certificates to verify the upstream with",
                     self.ca_fix(),

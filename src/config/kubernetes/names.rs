@@ -373,7 +373,7 @@ mod tests {
         for text in [
             "eu-central-1a",
             "Zone_1",
-            &"x.".repeat(50).trim_end_matches('.'),
+            "x.".repeat(50).trim_end_matches('.'),
         ] {
             assert_eq!(place(text), Ok(Some(text.to_owned())));
         }

@@ -25,12 +25,8 @@ fn obstacle(config: &Config) -> &Obstacle {
     &config.unbuilt.values().next().unwrap().obstacle
 }
 
-/// The mistakes of the only service, which is not built for them.
 fn mistakes(config: &Config) -> String {
-    match obstacle(config) {
-        Obstacle::Mistakes(problems) => problems.to_string(),
-        other => panic!("{other:?}"),
-    }
+    mistakes_of(config, "billing").to_string()
 }
 
 fn ca_crt(object: &str) -> CaObject {
@@ -290,9 +286,7 @@ fn a_service_without_an_identity_is_wrong_once_its_annotations_are_known_and_alo
     let billing = cluster([service("payments/billing", &["443"], [])]);
     let config = in_cluster(&text, &billing);
     assert_eq!(only_service(&config).name.as_str(), "other");
-    let Obstacle::Mistakes(problems) = &config.unbuilt.values().next().unwrap().obstacle else {
-        panic!("{config:?}");
-    };
+    let problems = mistakes_of(&config, "billing");
     assert_eq!(problems.len(), 2, "identity and CA: {problems}");
     assert!(
         problems

@@ -1,9 +1,11 @@
-//! Properties: nothing panics, and what is rendered is read back.
+//! Properties: nothing panics, what is rendered is read back, and annotations reach no further than
+//! their own service and namespace.
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
+use crate::config::annotations::KNOWN;
 
 /// Every problem points into the text, and printing works.
 fn check(text: &str) {
@@ -28,7 +30,7 @@ fn check(text: &str) {
 }
 
 /// Pieces from which a random text comes close to a configuration.
-const PIECES: [&str; 38] = [
+const PIECES: [&str; 49] = [
     "\n",
     "\n",
     "\n",
@@ -67,6 +69,17 @@ const PIECES: [&str; 38] = [
     "verify = \"none\"\n",
     "cert = \"${HOST}\"\n",
     "client_auth = false\n",
+    "secret = \"p/c\"\n",
+    "secret = ",
+    "ca = { configmap = \"p/c\", key = \"k\" }\n",
+    "upstream = { service = \"s\", namespace = \"n\" }\n",
+    "service = ",
+    "port = 443",
+    "[kubernetes]\n",
+    "[kubernetes.discovery]\n",
+    "namespace = \"n\"\n",
+    "namespaces = [\"*\"]\n",
+    "selector = \"a in (b)\"\n",
 ];
 
 proptest! {
@@ -114,6 +127,149 @@ proptest! {
                 prop_assert_eq!((key.shown)(service), value, "{} in\n{}", key.name, text);
             }
         }
+    }
+}
+
+/// Words that are the value of some annotation, and some that are of none.
+const VALUES: [&str; 40] = [
+    "",
+    "true",
+    "false",
+    "1",
+    "True",
+    "ture",
+    "0",
+    "6",
+    "7",
+    "-1",
+    "on",
+    "https",
+    "http",
+    "tls",
+    "client",
+    "a.b",
+    "a,b",
+    " a , b,",
+    "other/client",
+    "victim/client",
+    "/etc/passwd",
+    "full",
+    "none",
+    "chain",
+    "1.2",
+    "1.3",
+    "h2",
+    "X25519,P-256",
+    "unix:a.sock",
+    "unix:/etc/a",
+    "unix:../a",
+    "7001",
+    "7002",
+    "0.0.0.0:7001",
+    "443",
+    "billing.internal",
+    "*.internal",
+    "10000",
+    "sha256/47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+    "\u{1b}[31mü\n",
+];
+
+fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
+    let known: Vec<String> = KNOWN.iter().map(|known| known.name.to_owned()).collect();
+    let name = prop_oneof![
+        8 => select(known),
+        1 => select(vec!["tlsward/ca".to_owned(), "tlsward/nonsense".to_owned(), "konghq.com/retries".to_owned()]),
+        1 => "tlsward/\\PC{0,10}|konghq.com/[a-z-]{0,12}",
+    ];
+    let value = prop_oneof![
+        9 => select(&VALUES[..]).prop_map(str::to_owned),
+        1 => "\\PC{0,30}",
+    ];
+    prop::collection::btree_map(name, value, 0..8)
+}
+
+/// A file with a service of its own, one whose upstream is the Service `payments/billing`, and
+/// discovery of all.
+const AROUND: &str = "[kubernetes.discovery]\nnamespaces = [\"*\"]\nsocket_directory = \"/run/s\"\n\
+    [defaults.tls]\nca = \"/ca.crt\"\nserver_name = \"inherited\"\n\
+    [services.own]\nlisten = \"127.0.0.1:7002\"\nupstream = \"own:1\"\ntls.client_auth = false\n\
+    [services.named]\nlisten = \"127.0.0.1:7003\"\n\
+    upstream = { service = \"billing\", namespace = \"payments\", port = 443 }\n";
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn annotations_reach_their_own_service_and_namespace_and_nothing_else(
+        annotations in annotations(),
+    ) {
+        // The older, so that its listener is not to be had.
+        let mut neighbour = service(
+            "victim/ledger",
+            &["https 443"],
+            [("tlsward/listen", "7001"), ("konghq.com/client-cert", "client")],
+        );
+        neighbour.created_at = -1;
+        let known = |annotations: BTreeMap<String, String>| {
+            let mut billing = service("payments/billing", &["http 80", "https 443"], []);
+            billing.annotations = annotations;
+            let mut known = cluster([neighbour.clone(), billing]);
+            known.discovered = known.services.keys().cloned().collect();
+            known
+        };
+        let plain = parse_in(AROUND, [], &known(BTreeMap::new())).unwrap();
+        let config = parse_in(AROUND, [], &known(annotations.clone())).unwrap();
+        for name in ["own", "ledger.victim"] {
+            let name = plain.services.keys().find(|key| key.as_str() == name).unwrap();
+            prop_assert_eq!(config.services.get(name), plain.services.get(name));
+        }
+        for (name, service) in &config.services {
+            prop_assert!(!config.unbuilt.contains_key(name));
+            if ["own", "ledger.victim"].contains(&name.as_str()) {
+                continue;
+            }
+            prop_assert_eq!(config.backends[name].to_string(), "payments/billing");
+            // No certificate of another namespace, no file but what is inherited, no way in for
+            // others.
+            let identity = match &service.identity {
+                Some(IdentitySource::Secret(object)) => object.namespace == "payments",
+                None => annotations.contains_key("tlsward/client-auth"),
+                Some(_) => false,
+            };
+            prop_assert!(identity, "{:?}", service);
+            match service.trust.as_ref() {
+                None => prop_assert_eq!(service.tls.verify, Verify::None),
+                Some(trust) => {
+                    prop_assert_eq!(&trust.crl, &None);
+                    match &trust.ca {
+                        CaSource::Path(path) => prop_assert_eq!(path, Path::new("/ca.crt")),
+                        CaSource::System => prop_assert!(false),
+                        CaSource::Objects(objects) => {
+                            let shown = format!("{objects:?}");
+                            let own = shown.matches("namespace: \"payments\"").count();
+                            prop_assert_eq!(own, objects.len());
+                        }
+                    }
+                }
+            }
+            let local = match &service.listen {
+                Listen::Tcp(address) => address.ip().is_loopback(),
+                Listen::Unix { path, .. } => path.parent() == Some(Path::new("/run/s")),
+            };
+            prop_assert!(local, "{}", service.listen);
+        }
+        for unbuilt in config.unbuilt.values() {
+            prop_assert_eq!(unbuilt.object.to_string(), "payments/billing");
+            if let Obstacle::Mistakes(problems) = &unbuilt.obstacle {
+                for problem in problems {
+                    prop_assert!(!problem.reason.is_empty() && !problem.fix.is_empty());
+                    let printed = problem.to_string();
+                    prop_assert!(!printed.contains('\u{1b}'), "{}", printed);
+                }
+            }
+        }
+        // Neither the order nor the place of what is said makes a difference.
+        prop_assert_eq!(parse_in(AROUND, [], &known(annotations)).unwrap(), config);
     }
 }
 
