@@ -87,9 +87,11 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         log,
         version: VERSION,
     };
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    // Both end with the select! that they stand in.
+    let never = CancellationToken::new();
     let mut following = std::pin::pin!(async {
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        kubernetes::run(cluster, provider, CancellationToken::new()).await;
+        kubernetes::run(Arc::clone(&cluster), Arc::clone(&provider), never.clone()).await;
         std::future::pending::<Infallible>().await
     });
     // Reading may take for ever (a dead network file system); a signal ends it.
@@ -121,11 +123,18 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             None => std::future::pending().await,
         }
     };
+    let announcing = kubernetes::announce(
+        Arc::clone(&cluster),
+        Arc::clone(&provider),
+        control.status(),
+        never.clone(),
+    );
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = memory => match never {},
             never = &mut following => match never {},
+            () = announcing => unreachable!("nobody stops it"),
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);

@@ -4,6 +4,14 @@
 //! Whatever was once known stays known until the API server says otherwise: where it cannot be
 //! reached, or refuses, that is an entry's *trouble*, beside its last value.
 
+#![cfg_attr(
+    not(feature = "kubernetes"),
+    allow(
+        dead_code,
+        reason = "nobody fills the store in a build without Kubernetes"
+    )
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -165,10 +173,6 @@ impl Store {
         })
     }
 
-    pub(crate) fn own_namespace(&self) -> Option<&str> {
-        self.own_namespace.as_deref()
-    }
-
     fn known(&self) -> MutexGuard<'_, Known> {
         // A panic elsewhere cannot leave it half changed: each change is one insertion.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -261,26 +265,6 @@ impl Store {
             discovered: discovered.map(|(object, _)| object.clone()).collect(),
             services,
         }
-    }
-
-    /// What is in trouble, with the reason.
-    pub(crate) fn troubles(&self) -> BTreeMap<Subject, Explained> {
-        fn of<'k, K: 'k + Clone, V: 'k>(
-            entries: &'k BTreeMap<K, Entry<V>>,
-            subject: impl Fn(K) -> Subject + 'k,
-        ) -> impl Iterator<Item = (Subject, Explained)> + 'k {
-            entries.iter().filter_map(move |(key, entry)| {
-                let why = entry.trouble.clone()?;
-                Some((subject(key.clone()), why))
-            })
-        }
-        let known = self.known();
-        let discovery = known.discovered.trouble.clone();
-        of(&known.data, Subject::Data)
-            .chain(of(&known.services, Subject::Service))
-            .chain(of(&known.endpoints, Subject::Endpoints))
-            .chain(discovery.map(|why| (Subject::Discovery, why)))
-            .collect()
     }
 
     /// Waits for changes of objects with certificates, and names them. Cancel-safe: what was not
@@ -545,7 +529,7 @@ mod tests {
         store.put_data(secret("other"), Some(data("1")));
         store.put_trouble(Subject::Data(secret("other")), trouble());
         assert_eq!(store.data(&secret("other")), Entry::default());
-        assert!(store.take_changed_data().is_empty() && store.troubles().is_empty());
+        assert!(store.take_changed_data().is_empty() && store.take_changes().is_empty());
 
         store.put_data(secret("billing"), Some(data("1")));
         assert_eq!(store.take_changed_data(), [secret("billing")].into());

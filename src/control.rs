@@ -198,6 +198,11 @@ impl Control {
             .collect()
     }
 
+    /// Status, now and as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
     /// Carries out what happens until the drain begins; then stops accepting.
     pub(crate) async fn run(self, reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let leaving = self.setup.shutdown.leaving().clone();
@@ -245,6 +250,8 @@ impl Control {
                 },
                 // A request that nobody can carry out is dropped, which its asker is told.
                 Some(request) = reloads.recv() => if watching {
+                    // Objects tell of their changes; what keeps them from it is tried again now.
+                    cluster.hurry();
                     self.requests.push((self.watch.request(), request));
                 },
                 () = cluster.changed() => self.cluster_changed(),

@@ -5,7 +5,7 @@
 //! `plan` decides which watches follow what is wanted, without I/O. `follow` is one watch on a
 //! `connection` of its own, let through by the `gate` that all share. What it brings is read by
 //! `wire` and put into the store by `collect`; `target` knows what is asked for and what a refusal
-//! means. Why watches are made here and not by kube: docs/decisions/0018-watching-the-cluster.md.
+//! means. The other way, `announce` writes Events of the `facts` that status holds. Why watches are made here and not by kube: docs/decisions/0018-watching-the-cluster.md.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -23,14 +23,17 @@ use tracing::{error, info, warn};
 use crate::cluster::{Store, Subject, Wanted};
 use crate::config::kubernetes::Kubernetes;
 use crate::failure::{Explained, Reason};
+pub(crate) use announce::announce;
 use collect::Discovered;
 use follow::{Follower, Site};
 use gate::{Backoff, pause};
 use plan::{Filter, Watch, plan, scopes};
 use server::Server;
 
+mod announce;
 mod collect;
 mod connection;
+mod facts;
 mod follow;
 mod gate;
 mod plan;

@@ -26,6 +26,16 @@ pub(crate) struct Backend {
     pub(crate) nodes: BTreeSet<String>,
 }
 
+impl Backend {
+    /// Two that are known by nothing but their address are two servers where their ports differ.
+    fn identity_at(&self, address: SocketAddr) -> String {
+        match self.id.parse::<IpAddr>() {
+            Ok(ip) if ip == address.ip() => address.to_string(),
+            Ok(_) | Err(_) => self.id.clone(),
+        }
+    }
+}
+
 /// Where this process runs, as far as it was told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -72,15 +82,15 @@ pub(crate) fn choose(
     }
 
     // By id and then by address, so that neither the order of slices nor a second entry counts.
-    let chosen: BTreeSet<(&str, SocketAddr)> = chosen
+    let chosen: BTreeSet<(String, SocketAddr)> = chosen
         .into_iter()
-        .map(|(backend, address)| (backend.id.as_str(), address))
+        .map(|(backend, address)| (backend.identity_at(address), address))
         .collect();
     let mut taken = BTreeSet::new();
     let mut endpoints: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
     for (id, address) in chosen {
         if taken.insert(address) {
-            endpoints.entry(id.to_owned()).or_default().push(address);
+            endpoints.entry(id).or_default().push(address);
         }
     }
     endpoints
@@ -322,6 +332,15 @@ mod tests {
         let addresses = choose(&all, PORT, &Place::default());
         assert_eq!(addresses.len(), 1);
         assert_eq!(addresses["1"], ["10.0.0.1:8443".parse().unwrap()]);
+    }
+
+    #[test]
+    fn without_pods_two_ports_of_one_address_are_two_endpoints() {
+        let at = |number| Backend {
+            ports: [(PORT.to_owned(), number)].into(),
+            ..backend("10.0.0.1", "10.0.0.1")
+        };
+        assert_eq!(chosen(&[at(1), at(2)]), ["10.0.0.1:1", "10.0.0.1:2"]);
     }
 
     #[test]

@@ -4,13 +4,25 @@
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Store;
+use crate::status::Status;
 
 /// None: this build does not look for one.
 pub(crate) fn own_namespace() -> Option<String> {
     None
+}
+
+/// Waits for the end: there is nobody to tell.
+pub(crate) async fn announce(
+    _: Arc<Store>,
+    _: Arc<CryptoProvider>,
+    _: watch::Receiver<Arc<Status>>,
+    stop: CancellationToken,
+) {
+    stop.cancelled().await;
 }
 
 /// Waits for the end.

@@ -6,20 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
-use hyper::{Response, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::collect::{Collect, Line};
-use super::connection::Connection;
+use super::connection::{Conversation, append, words};
 use super::gate::{Backoff, Gate, Patience, pause, some_of};
 use super::server::Server;
-use super::target::{Target, Trouble, Verb, words};
+use super::target::{Target, Trouble, Verb};
 use super::wire::Status;
 use crate::cluster::Store;
 use crate::failure::Explained;
@@ -73,7 +72,7 @@ pub(super) struct Follower {
     /// Which of the target's versions the server serves, as far as is known.
     version: usize,
     collect: Box<dyn Collect>,
-    connection: Option<Connection>,
+    conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
     /// A list has been complete.
@@ -103,7 +102,7 @@ impl Follower {
             target,
             version: 0,
             collect,
-            connection: None,
+            conversation: Conversation::default(),
             resource_version: None,
             listed,
             trouble: None,
@@ -130,7 +129,7 @@ impl Follower {
                     }
                 }
                 Err(Trouble::Away { why, after }) => {
-                    self.connection = None;
+                    self.conversation.hang_up();
                     pass.failed(&why, after);
                     self.tell(&why);
                     continue;
@@ -214,8 +213,12 @@ impl Follower {
         loop {
             let path = self.target.list(self.version, &continue_token);
             let response = self.ask(Verb::List, &path, patience).await?;
-            let page = self.whole(response, LARGEST_PAGE, patience).await?;
             let name = &self.site.server.name;
+            let page = self
+                .conversation
+                .whole(response, LARGEST_PAGE, patience)
+                .await
+                .map_err(|why| Trouble::away(name, &why))?;
             let page = self.collect.page(&page);
             let page = page.map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
             if page.continue_token.is_empty() {
@@ -233,41 +236,26 @@ impl Follower {
         path: &str,
         patience: Patience,
     ) -> Result<Response<Incoming>, Trouble> {
-        let site = Arc::clone(&self.site);
-        let away = |why: &str| Trouble::away(&site.server.name, why);
-        let response = loop {
-            let request = site.server.request(path).await.map_err(|why| away(&why))?;
-            let request = request.map(|()| Full::<Bytes>::default());
-            let used = self.connection.take().filter(Connection::is_usable);
-            let is_used = used.is_some();
-            let connection = match used {
-                Some(connection) => connection,
-                None => connect(&site.server, patience).await?,
-            };
-            let connection = self.connection.insert(connection);
-            match timeout(patience.answer, connection.send(request)).await {
-                Ok(Ok(response)) => break response,
-                // A server may close a connection that has been idle, at any moment.
-                Ok(Err(_)) if is_used => self.connection = None,
-                Ok(Err(error)) => return Err(away(&words(&error))),
-                Err(_) => {
-                    return Err(away(&format!("no answer within {:?}", patience.answer)));
-                }
-            }
-        };
-        if response.status().is_success() {
+        let server = &self.site.server;
+        let away = |why: String| Trouble::away(&server.name, &why);
+        let response = self
+            .conversation
+            .ask(server, Method::GET, path, Bytes::new(), patience)
+            .await
+            .map_err(away)?;
+        let code = response.status();
+        if code.is_success() {
             return Ok(response);
         }
-        let code = response.status();
         let retry_after = retry_after(response.headers());
-        let body = self.whole(response, LARGEST_REFUSAL, patience).await?;
-        let status = serde_json::from_slice(&body).unwrap_or_else(|_| Status {
-            message: String::from_utf8_lossy(&body).into_owned(),
-            ..Status::default()
-        });
-        let name = &site.server.name;
+        let body = self
+            .conversation
+            .whole(response, LARGEST_REFUSAL, patience)
+            .await
+            .map_err(away)?;
+        let status = Status::parse(&body);
         Err(Trouble::of(
-            name,
+            &server.name,
             &self.target,
             verb,
             code,
@@ -276,58 +264,22 @@ impl Follower {
         ))
     }
 
-    /// The whole of an answer's body.
-    async fn whole(
-        &mut self,
-        response: Response<Incoming>,
-        most: usize,
-        patience: Patience,
-    ) -> Result<Zeroizing<Vec<u8>>, Trouble> {
-        let name = &self.site.server.name;
-        let Some(connection) = &mut self.connection else {
-            return Err(Trouble::away(name, "the connection is gone"));
-        };
-        let mut body = response.into_body();
-        let mut whole = Zeroizing::default();
-        loop {
-            match timeout(patience.answer, connection.piece(&mut body)).await {
-                Ok(None) => return Ok(whole),
-                Ok(Some(Ok(piece))) if whole.len() + piece.len() <= most => {
-                    append(&mut whole, &piece);
-                }
-                Ok(Some(Ok(_))) => {
-                    return Err(Trouble::away(
-                        name,
-                        &format!("an answer of more than {most} bytes"),
-                    ));
-                }
-                Ok(Some(Err(error))) => return Err(Trouble::away(name, &words(&error))),
-                Err(_) => {
-                    let why = format!("an answer that stopped for {:?}", patience.answer);
-                    return Err(Trouble::away(name, &why));
-                }
-            }
-        }
-    }
-
     /// Takes in what a watch brings until it ends.
     async fn stream(&mut self, mut body: Incoming, lasts: Duration) -> End {
         let ends = Instant::now() + lasts + GRACE;
         let mut rest: Zeroizing<Vec<u8>> = Zeroizing::default();
         loop {
-            let Some(connection) = &mut self.connection else {
-                return End::Over;
-            };
-            let piece = match tokio::time::timeout_at(ends, connection.piece(&mut body)).await {
+            let piece = self.conversation.piece(&mut body);
+            let piece = match timeout_at(ends, piece).await {
                 Ok(Some(Ok(piece))) => piece,
                 Ok(None) => return End::Over,
                 Ok(Some(Err(error))) => {
                     debug!(why = words(&error), target = ?self.target, "a watch broke");
-                    self.connection = None;
+                    self.conversation.hang_up();
                     return End::Over;
                 }
                 Err(_) => {
-                    self.connection = None;
+                    self.conversation.hang_up();
                     return End::Over;
                 }
             };
@@ -344,13 +296,13 @@ impl Follower {
                 };
                 if let Err(trouble) = taken {
                     // What comes after it is of no interest.
-                    self.connection = None;
+                    self.conversation.hang_up();
                     return End::Failed(trouble);
                 }
             }
             append(&mut rest, piece);
             if rest.len() > LARGEST_LINE {
-                self.connection = None;
+                self.conversation.hang_up();
                 let why = format!("a line of more than {LARGEST_LINE} bytes");
                 return End::Failed(Trouble::away(&self.site.server.name, &why));
             }
@@ -390,17 +342,6 @@ impl Follower {
     }
 }
 
-/// A connection on which nothing was asked yet.
-async fn connect(server: &Server, patience: Patience) -> Result<Connection, Trouble> {
-    let away = |why: &str| Trouble::away(&server.name, why);
-    let io = timeout(patience.connect, server.dial())
-        .await
-        .map_err(|_| away(&format!("no connection within {:?}", patience.connect)))?
-        .map_err(|why| away(&why))?;
-    let opened = Connection::open(io).await;
-    opened.map_err(|error| away(&words(&error)))
-}
-
 /// Resource versions are numbers that grow (KEP-5504). If one shrinks, the server's memory was
 /// restored from a copy, and a watch from the larger number would say nothing until it is reached
 /// again.
@@ -416,17 +357,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     // A mistake there must not silence us for a day.
     Some(Duration::from_secs(seconds).min(LONGEST_RETRY))
-}
-
-/// Appends without leaving a copy behind where the bytes lay before.
-fn append(bytes: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
-    let needed = bytes.len() + more.len();
-    if needed > bytes.capacity() {
-        let mut larger = Zeroizing::new(Vec::with_capacity(needed.max(2 * bytes.capacity())));
-        larger.extend_from_slice(bytes);
-        *bytes = larger;
-    }
-    bytes.extend_from_slice(more);
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HOST, HeaderValue, USER_AGENT};
 use hyper::http::uri::Scheme;
-use hyper::{Request, Response, Uri};
+use hyper::{Method, Request, Response, Uri};
 use kube::client::ConfigExt as _;
 use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
 use rustls::client::WebPkiServerVerifier;
@@ -139,11 +139,11 @@ impl Server {
         self.dial.dial().await
     }
 
-    /// A request to `path` (which begins with a slash) in our name, without a method or body.
+    /// A request for `path` (which begins with a slash) in our name, without a body.
     ///
     /// # Errors
     /// Our credentials cannot be read.
-    pub(super) async fn request(&self, path: &str) -> Result<Request<()>, String> {
+    pub(super) async fn request(&self, method: Method, path: &str) -> Result<Request<()>, String> {
         let head = Request::new(Empty::new());
         let credentials = self.credentials.clone().oneshot(head).await;
         let mut request = Request::new(());
@@ -152,6 +152,7 @@ impl Server {
             .into_parts()
             .0
             .headers;
+        *request.method_mut() = method;
         *request.uri_mut() = Uri::try_from(format!("{}{path}", self.prefix))
             .map_err(|error| format!("{path}: {error}"))?;
         let headers = request.headers_mut();

@@ -1,6 +1,5 @@
 //! What a watch asks the API server for, and what it means when the answer is no.
 
-use std::error::Error;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -268,19 +267,4 @@ fn quoted(message: &str) -> String {
     }
     let line = message.lines().next().unwrap_or_default();
     format!(": {}", line.chars().take(MOST).collect::<String>())
-}
-
-/// An error with what caused it.
-pub(super) fn words(error: &dyn Error) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_words = cause.to_string();
-        if !words.contains(&cause_words) {
-            words.push_str(": ");
-            words.push_str(&cause_words);
-        }
-        source = cause.source();
-    }
-    words
 }

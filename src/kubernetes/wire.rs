@@ -421,6 +421,17 @@ pub(super) struct Status {
     pub(super) details: Option<StatusDetails>,
 }
 
+impl Status {
+    /// What stands between us and the server may answer with something else; then that is the
+    /// message.
+    pub(super) fn parse(json: &[u8]) -> Self {
+        serde_json::from_slice(json).unwrap_or_else(|_| Self {
+            message: String::from_utf8_lossy(json).into_owned(),
+            ..Self::default()
+        })
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct StatusDetails {

@@ -1,6 +1,7 @@
 //! tlsward in a cluster: Secrets, Services, endpoints and Events of an API server. The one in this
 //! process by default, the real one where `KUBEBUILDER_ASSETS` names its programs.
 
+mod discovery;
 mod faults;
 mod secrets;
 mod services;

@@ -335,7 +335,7 @@ async fn an_endpoint_that_breaks_off_has_seen_no_byte_of_application_data() {
     let pki = Pki::new();
     let mut config = test_pki::server(&pki.leaf, &[]);
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    let old = rustls::ServerConfig::builder_with_provider(Arc::new(test_pki::provider()))
+    let old = ServerConfig::builder_with_provider(Arc::new(test_pki::provider()))
         .with_protocol_versions(&[&rustls::version::TLS12])
         .unwrap()
         .with_no_client_auth()

@@ -138,9 +138,9 @@ async fn watches_that_end_in_whatever_way_are_taken_up_again() {
         Fault::Reset,
         Fault::Garbage,
     ] {
-        cluster
-            .server()
-            .fail(2, fault, |asked| asked.is("*", "secrets", SECRET));
+        cluster.server().fail(2, fault, |asked| {
+            asked.user.ends_with(":tlsward") && asked.is("*", "secrets", SECRET)
+        });
         cluster.server().end_watches(Ending::Closed).await;
     }
     let next = scene.pki.client(NAME);

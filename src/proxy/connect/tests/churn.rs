@@ -15,7 +15,8 @@ const CALLERS: usize = 16;
 /// Connections that end between two replacements.
 const EACH_ROUND: usize = 30;
 
-/// A generation of pods. Dropped, they take nobody any more, and whoever the kernel had let in is
+/// A generation of pods. Of each hundred two are dead already and two break off in the handshake:
+/// fewer than a connection tries. Dropped, they take nobody any more, and whoever the kernel had let in is
 /// reset; those that they serve are served on, as a pod does that terminates.
 struct Pods {
     addresses: Vec<SocketAddr>,
@@ -30,11 +31,15 @@ impl Pods {
             let ip = Ipv4Addr::new(127, 1, generation as u8, n as u8 + 1);
             let listener = TcpListener::bind((ip, 0)).await.unwrap();
             addresses.push(listener.local_addr().unwrap());
-            let (config, serving) = (Arc::clone(config), serving.clone());
+            let does = match n {
+                0 | 1 => continue,
+                2 | 3 => Does::Reset,
+                _ => Does::Serve(Arc::clone(config)),
+            };
+            let serving = serving.clone();
             accepting.spawn(async move {
                 while let Ok((socket, _)) = listener.accept().await {
-                    let does = Does::Serve(Arc::clone(&config));
-                    serving.spawn(serve(socket, does, Arc::default()));
+                    serving.spawn(serve(socket, does.clone(), Arc::default()));
                 }
             });
         }
@@ -129,5 +134,10 @@ async fn no_connection_fails_while_a_hundred_endpoints_are_replaced_over_and_ove
     assert_eq!((traffic.failed, traffic.open), (0, 0));
     assert!(traffic.ended_ok as usize >= ROUNDS * EACH_ROUND);
     assert_eq!(live.summary(Instant::now()).open, 0);
+    // It was not for want of trouble.
+    let moved_on = moved_on(&route);
+    for reason in [Reason::Refused, Reason::Reset] {
+        assert!(moved_on.contains_key(&reason), "{moved_on:?}");
+    }
     drop(pods);
 }
