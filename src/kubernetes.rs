@@ -165,7 +165,9 @@ async fn follow_at(
                 }
             },
             () = site.unknown.notified(), if site.server.from_kubeconfig => {
-                tokio::time::sleep_until(began + LONGEST_SEARCH).await;
+                // Or at once, where somebody asks for fresh news.
+                let rest = (began + LONGEST_SEARCH).saturating_duration_since(Instant::now());
+                pause(rest, &site.store).await;
                 return;
             }
         }

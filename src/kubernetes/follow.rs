@@ -9,7 +9,8 @@ use std::time::Duration;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, Response, StatusCode};
-use tokio::sync::Notify;
+use serde::de::IgnoredAny;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
@@ -19,7 +20,7 @@ use super::connection::{Conversation, append, words};
 use super::gate::{Backoff, Gate, Patience, pause, some_of};
 use super::server::Server;
 use super::target::{Target, Trouble, Verb};
-use super::wire::Status;
+use super::wire::{List, Status};
 use crate::cluster::Store;
 use crate::failure::Explained;
 
@@ -52,6 +53,8 @@ pub(super) struct Site {
     pub(super) store: Arc<Store>,
     /// The server does not know us.
     pub(super) unknown: Notify,
+    /// The newest version that the server has told in a list, and when it was asked.
+    newest: Mutex<Option<(Instant, String)>>,
 }
 
 impl Site {
@@ -61,6 +64,7 @@ impl Site {
             server,
             store,
             unknown: Notify::new(),
+            newest: Mutex::default(),
         }
     }
 }
@@ -75,6 +79,8 @@ pub(super) struct Follower {
     conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
+    /// When the connection was lost, until it is certain that the server is the one that it was.
+    lost: Option<Instant>,
     /// A list has been complete.
     listed: Arc<AtomicBool>,
     /// What was told last.
@@ -104,6 +110,7 @@ impl Follower {
             collect,
             conversation: Conversation::default(),
             resource_version: None,
+            lost: None,
             listed,
             trouble: None,
         }
@@ -129,6 +136,7 @@ impl Follower {
                     }
                 }
                 Err(Trouble::Away { why, after }) => {
+                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     pass.failed(&why, after);
                     self.tell(&why);
@@ -192,6 +200,7 @@ impl Follower {
 
     /// A list, if there is none yet, and the head of a watch from there on.
     async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
+        self.see_whether_it_was_set_back(patience).await?;
         let from = match &self.resource_version {
             Some(version) => version.clone(),
             None => {
@@ -204,6 +213,45 @@ impl Follower {
         let path = self.target.watch(self.version, &from, lasts);
         let response = self.ask(Verb::Watch, &path, patience).await?;
         Ok(response.into_body())
+    }
+
+    /// A server that was lost may come back with a memory from before (an etcd restored from a
+    /// copy), and a watch from a version that it does not know yet says nothing for as long. One
+    /// of all watches asks what the newest version is; it is a list of one object.
+    async fn see_whether_it_was_set_back(&mut self, patience: Patience) -> Result<(), Trouble> {
+        let (Some(lost), Some(version)) = (self.lost, self.resource_version.clone()) else {
+            return Ok(());
+        };
+        let site = Arc::clone(&self.site);
+        let mut newest = site.newest.lock().await;
+        let known = newest.as_ref().filter(|(asked, _)| *asked > lost);
+        let now = match known {
+            Some((_, version)) => version.clone(),
+            None => {
+                let asked = Instant::now();
+                let path = self.target.newest(self.version);
+                let response = self.ask(Verb::List, &path, patience).await?;
+                let name = &site.server.name;
+                let page = self
+                    .conversation
+                    .whole(response, LARGEST_PAGE, patience)
+                    .await
+                    .map_err(|why| Trouble::away(name, &why))?;
+                let page: List<IgnoredAny> = serde_json::from_slice(&page)
+                    .map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
+                let version = page.metadata.resource_version;
+                *newest = Some((asked, version.clone()));
+                version
+            }
+        };
+        drop(newest);
+        if is_older(&now, &version) {
+            info!(target = ?self.target, now, version,
+                "the API server was set back: everything is listed anew");
+            self.resource_version = None;
+        }
+        self.lost = None;
+        Ok(())
     }
 
     /// All of it; says from which version on it is to be watched.
@@ -275,6 +323,7 @@ impl Follower {
                 Ok(None) => return End::Over,
                 Ok(Some(Err(error))) => {
                     debug!(why = words(&error), target = ?self.target, "a watch broke");
+                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     return End::Over;
                 }

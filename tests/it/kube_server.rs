@@ -5,6 +5,7 @@ mod access;
 mod faults;
 mod size;
 mod strictness;
+mod twins;
 
 use std::fmt::Debug;
 
@@ -379,12 +380,18 @@ async fn a_watch_from_nowhere_begins_with_what_is_there() {
     let cluster = Cluster::start().await;
     cluster.apply(&secret("a", "1")).await;
     cluster.apply(&secret("b", "1")).await;
-    for since in ["0", ""] {
+    // Which is a streaming list to one who takes bookmarks.
+    let end = "BOOKMARK {\"k8s.io/initial-events-end\": \"true\"}";
+    for (since, bookmarks) in [("0", true), ("", true), ("0", false), ("", false)] {
         let secrets = secrets(&cluster.admin());
-        let params = WatchParams::default().fields("type=Opaque");
+        let mut params = WatchParams::default().fields("type=Opaque");
+        params.bookmarks = bookmarks;
         let mut events = secrets.watch(&params, since).await.unwrap().boxed();
         assert_eq!(next(&mut events).await, "ADDED a 1");
         assert_eq!(next(&mut events).await, "ADDED b 1");
+        if bookmarks {
+            assert_eq!(next(&mut events).await, end);
+        }
         cluster.apply(&secret("b", since)).await;
         assert_eq!(next(&mut events).await, format!("MODIFIED b {since}"));
         cluster.apply(&secret("b", "1")).await;
@@ -395,14 +402,13 @@ async fn a_watch_from_nowhere_begins_with_what_is_there() {
 async fn a_watch_ends_at_its_timeout_and_says_how_far_it_came() {
     let cluster = Cluster::start().await;
     let start = cluster.apply(&secret("a", "1")).await;
-    let newest = cluster
-        .apply(&objects::config_map(PAYMENTS, "b", &[]))
-        .await;
     // The real server sends its bookmark two seconds before.
-    let params = WatchParams::default().timeout(3);
+    let params = WatchParams::default().fields("metadata.name=a").timeout(3);
     let secrets = secrets(&cluster.admin());
     let since = version_of(&start).to_string();
     let mut events = secrets.watch(&params, &since).await.unwrap().boxed();
+    // Nothing that it was asked for, but in the same collection.
+    let newest = cluster.apply(&secret("b", "1")).await;
     let mut last = None;
     while let Some(event) = within("the end", events.try_next()).await.unwrap() {
         let WatchEvent::Bookmark(bookmark) = event else {
@@ -411,7 +417,7 @@ async fn a_watch_ends_at_its_timeout_and_says_how_far_it_came() {
         last = Some(bookmark.metadata.resource_version);
     }
     let last: u64 = last.expect("a bookmark before the end").parse().unwrap();
-    assert!(last >= version_of(&start) && last <= version_of(&newest));
+    assert_eq!(last, version_of(&newest));
 }
 
 #[tokio::test]
@@ -481,6 +487,51 @@ async fn a_watch_of_metadata_brings_no_data() {
     let found = serde_json::to_value(found.unwrap()).unwrap();
     assert_eq!(found["metadata"]["name"], "a");
     assert_eq!(found["data"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_watch_that_wants_no_initial_events_begins_now() {
+    let cluster = Cluster::start().await;
+    cluster.apply(&secret("a", "1")).await;
+    let path = "/api/v1/namespaces/payments/secrets?watch=true&timeoutSeconds=30\
+         &sendInitialEvents=false&resourceVersionMatch=NotOlderThan";
+    let request = http::Request::get(path).body(Vec::new()).unwrap();
+    let events = cluster.admin().request_events::<Secret>(request).await;
+    let mut events = events.unwrap().boxed();
+    cluster.apply(&secret("a", "2")).await;
+    assert_eq!(next(&mut events).await, "MODIFIED a 2");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_has_forgotten_its_history_and_the_watcher_lists_anew() {
+    let cluster = Cluster::start().await;
+    let old = cluster.apply(&secret("a", "1")).await;
+    let config = watcher::Config::default().fields("metadata.name=a");
+    let mut seen = watched(secrets(&cluster.admin()), config);
+    let initial = events::<3>(&mut seen).await;
+    assert_eq!(initial, ["Init", "InitApply(a)", "InitDone"]);
+    // Were its version the newest, the watch could be resumed.
+    cluster.apply(&secret("b", "1")).await;
+    cluster.go_away().await;
+    let [refused] = events::<1>(&mut seen).await;
+    assert!(refused.contains("watch"), "{refused}");
+    cluster.come_back().await;
+    assert_eq!(cluster.get(&old).await.as_ref(), Some(&old));
+    let mut last = refused;
+    while last != "Init" {
+        [last] = events::<1>(&mut seen).await;
+    }
+    assert_eq!(events::<2>(&mut seen).await, ["InitApply(a)", "InitDone"]);
+    let since = version_of(&old).to_string();
+    let secrets = secrets(&cluster.admin());
+    let watch = secrets.watch(&WatchParams::default(), &since).await;
+    let event = within("the error", watch.unwrap().boxed().try_next()).await;
+    let Some(WatchEvent::Error(expired)) = event.unwrap() else {
+        panic!("the history is there");
+    };
+    assert_eq!((expired.code, expired.reason.as_str()), (410, "Expired"));
+    let start = format!("too old resource version: {since} (");
+    assert!(expired.message.starts_with(&start), "{}", expired.message);
 }
 
 #[tokio::test]
@@ -633,6 +684,8 @@ async fn an_endpoint_slice_counts_its_generations() {
     assert_eq!(again["metadata"]["generation"], 1);
     let again = cluster.apply(&slice("10.1.0.2")).await;
     assert_eq!(again["metadata"]["generation"], 2);
+    let pod = cluster.pod_address().ip().to_string();
+    cluster.apply(&slice(&pod)).await;
     let mut other = slice("10.1.0.1");
     other["addressType"] = json!("IPv6");
     let refused = cluster.try_replace(&other).await.unwrap_err();

@@ -4,6 +4,8 @@
 //! Needed beside Rust, on Debian: `nginx openssl redis-server redis-tools nghttp2-server
 //! gnutls-bin golang-go default-jdk-headless iproute2 util-linux`. A missing program fails the test that needs it.
 //!
+//! `KUBEBUILDER_ASSETS` names the directory of a real `kube-apiserver` and `etcd`, against which
+//! what is said of Kubernetes is tested then (`support/kube/mod.rs` says more).
 //! `TLSWARD_TEST_BULK_GIB` scales the bulk transfers (default 1).
 #![expect(
     clippy::disallowed_methods,

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::cluster::{DataKey, Subject, Wanted};
+use crate::cluster::{DataKey, Wanted};
 use crate::config::kubernetes::ObjectRef;
 use crate::failure::Reason;
 use crate::kubernetes::collect::secrets;
@@ -99,8 +99,7 @@ impl Scene {
     }
 
     fn trouble(&self, name: &str) -> Option<Explained> {
-        let subject = Subject::Data(key(name));
-        self.store.troubles().remove(&subject)
+        self.store.data(&key(name)).trouble
     }
 
     async fn until_trouble(&self, name: &str, there: bool) -> Option<Explained> {
@@ -401,10 +400,13 @@ async fn a_version_of_the_api_that_is_not_served_gives_way_to_the_next() {
         let asked = api.expect(&path(version), &[by_name]).await;
         asked.status(404, &[], &json!("404 page not found"));
     }
-    while store.troubles().is_empty() {
+    let why = loop {
+        if let Some(why) = store.data(&bundle).trouble {
+            break why;
+        }
         store.changed().await;
-    }
-    let why = &store.troubles()[&Subject::Data(bundle.clone())];
+        store.take_changes();
+    };
     assert_eq!(
         why.detail,
         "https://api: this API server does not serve ClusterTrustBundles"
@@ -532,6 +534,8 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
 
     scene.api.line.restore();
     let back = Instant::now();
+    // One asks whether the server was set back; the others know by it.
+    scene.api.next().await.newest("10");
     let mut resumed = Vec::new();
     let mut first = None;
     while resumed.len() < WATCHES {

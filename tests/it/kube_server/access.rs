@@ -160,6 +160,41 @@ async fn a_revoked_token_is_401_and_a_renewed_one_is_found_in_its_file() {
 }
 
 #[tokio::test]
+async fn rules_that_are_taken_back_cover_nothing_more_but_open_watches_go_on() {
+    let cluster = Cluster::start().await;
+    let start = cluster.apply(&secret("a", "1")).await;
+    let user = cluster.user(PAYMENTS, "tlsward").await;
+    user.allow(PAYMENTS, only("a")).await;
+    let params = WatchParams::default().fields("metadata.name=a");
+    let mut open = watch(&user.client(), params, &start).await;
+    user.forbid_everything().await;
+    let Err(kube::Error::Api(refused)) = secrets(&user.client()).get("a").await else {
+        panic!("still allowed");
+    };
+    assert_eq!(refused.code, 403);
+    cluster.apply(&secret("a", "2")).await;
+    assert_eq!(next(&mut open).await, "MODIFIED a 2");
+    user.allow(PAYMENTS, only("a")).await;
+    secrets(&user.client()).get("a").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_files_of_a_pod_s_account_lead_to_the_server() {
+    let cluster = Cluster::start().await;
+    cluster.apply(&secret("a", "1")).await;
+    let user = cluster.user(PAYMENTS, "tlsward").await;
+    user.allow(PAYMENTS, only("a")).await;
+    let files = user.account_files();
+    let text = |name: &str| std::fs::read_to_string(files.join(name)).unwrap();
+    assert_eq!(text("namespace"), PAYMENTS);
+    let mut config = Config::new(cluster.url().parse().unwrap());
+    config.auth_info.token_file = Some(files.join("token").to_str().unwrap().to_owned());
+    config.root_cert = Some(vec![objects::der(&text("ca.crt"))]);
+    let client = Client::try_from(config).unwrap();
+    secrets(&client).get("a").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_kubeconfig_reaches_the_server_over_plain_http_too() {
     let cluster = Cluster::in_process_over_http().await;
     assert!(cluster.url().starts_with("http://"));

@@ -156,7 +156,10 @@ impl Call<'_> {
             if found.is_none() {
                 self.complain("this path is nobody's");
             }
-            return Err(Refusal::no_such_path());
+            return Err(match discovery::is_group(&asked.group) {
+                true => Refusal::no_such_resource(),
+                false => Refusal::no_such_path(),
+            });
         };
         self.check_parameters();
         if resource.review {
@@ -165,13 +168,7 @@ impl Call<'_> {
         if asked.subresource == "token" && resource.plural == "serviceaccounts" {
             return self.token(state);
         }
-        let in_place = resource.namespaced == asked.namespace.is_some()
-            || resource.kind == "Namespace"
-            || ["list", "watch"].contains(&asked.verb.as_str());
-        if !asked.subresource.is_empty() || !in_place {
-            self.complain("this path is nobody's");
-            return Err(Refusal::no_such_path());
-        }
+        self.routed(resource)?;
         let form = self.form()?;
         let namespace = match resource.namespaced {
             true => asked.namespace.clone().unwrap_or_default(),
@@ -220,15 +217,37 @@ impl Call<'_> {
             "delete" => Ok(Answer::Object(200, write.delete(&mut state.store, &name)?)),
             "deletecollection" => {
                 let scope = read::scope(resource, asked)?;
-                for (key, _) in state.store.list_at(&scope, state.store.version())? {
-                    state.store.remove(&key);
+                let found = state.store.list_at(&scope, state.store.version())?;
+                for (key, _) in &found {
+                    state.store.remove(key);
                 }
+                let meta = json!({ "resourceVersion": state.store.version().to_string() });
                 Ok(Answer::Object(
                     200,
-                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Success" }),
+                    read::listed(resource, form, &found, meta),
                 ))
             }
             _ => Err(Refusal::method_not_allowed()),
+        }
+    }
+
+    /// Whether there is a route for this verb on this path.
+    fn routed(&self, resource: &Resource) -> Result<(), Refusal> {
+        let asked = self.asked;
+        let collection = asked.name.is_none() || ["list", "watch"].contains(&asked.verb.as_str());
+        let everywhere = resource.namespaced && asked.namespace.is_none();
+        if !asked.subresource.is_empty() || everywhere && !collection {
+            self.complain("this path is nobody's");
+            return Err(Refusal::no_such_resource());
+        }
+        let verbs: &[&str] = match (collection, everywhere) {
+            (true, true) => &["list", "watch"],
+            (true, false) => &["list", "watch", "create", "deletecollection"],
+            (false, _) => &["get", "update", "patch", "delete"],
+        };
+        match verbs.contains(&asked.verb.as_str()) {
+            true => Ok(()),
+            false => Err(Refusal::method_not_allowed()),
         }
     }
 
@@ -255,7 +274,7 @@ impl Call<'_> {
         let id = state.next_id();
         let started = state
             .store
-            .watch(id, wanted.scope, wanted.since, wanted.wants);
+            .watch(id, wanted.scope, wanted.since, wanted.bookmarks);
         let frames = match started {
             Ok(frames) => frames,
             Err(refusal) if state.expired_by_status => return Err(refusal),
@@ -275,7 +294,6 @@ impl Call<'_> {
             },
             frames,
             deadline: Instant::now() + Duration::from_secs(wanted.seconds),
-            bookmarks: wanted.wants.bookmarks,
             resource,
             form,
             over: false,
@@ -448,7 +466,7 @@ impl Call<'_> {
             self.complain("only merge patches are imitated here");
         }
         if given != PATCHES[1] {
-            return Err(Refusal::unsupported_media_type(&PATCHES.join(", ")));
+            return Err(Refusal::unsupported_patch());
         }
         Ok(())
     }
@@ -556,7 +574,6 @@ struct Streaming {
     guard: OpenWatch,
     frames: mpsc::UnboundedReceiver<Frame>,
     deadline: Instant,
-    bookmarks: bool,
     resource: &'static Resource,
     form: Form,
     over: bool,
@@ -598,10 +615,8 @@ impl Streaming {
             frame = self.frames.recv() => frame.unwrap_or(Frame::End),
             () = tokio::time::sleep_until(self.deadline) => {
                 self.over = true;
-                match self.bookmarks {
-                    true => Frame::Bookmark(self.guard.shared.state().store.version()),
-                    false => Frame::End,
-                }
+                let last = self.guard.shared.state().store.last_bookmark(self.guard.id);
+                last.map_or(Frame::End, Frame::Bookmark)
             }
         };
         self.guard.shared.speaking().await;

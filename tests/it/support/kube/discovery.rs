@@ -63,6 +63,19 @@ pub(super) fn answer(path: &str, trust_bundles: bool) -> Option<Known> {
     }))
 }
 
+/// Whether there is such a group, be its resources among those here or not.
+pub(super) fn is_group(name: &str) -> bool {
+    [
+        "",
+        "apps",
+        "batch",
+        "certificates.k8s.io",
+        "networking.k8s.io",
+    ]
+    .contains(&name)
+        || resources::all().any(|it| it.group == name)
+}
+
 fn entry(group: &str, served: &[&Resource]) -> Value {
     let versions: BTreeSet<&str> = served
         .iter()

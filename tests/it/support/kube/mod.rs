@@ -34,6 +34,7 @@ mod discovery;
 mod faults;
 pub(crate) mod objects;
 mod read;
+mod real;
 mod request;
 mod resources;
 mod selector;
@@ -44,7 +45,8 @@ mod user;
 mod validation;
 mod write;
 
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -61,6 +63,7 @@ pub(crate) use request::Asked;
 pub(crate) use server::{History, Server};
 pub(crate) use user::User;
 
+use self::real::Real;
 use super::pki::Pki;
 use super::{net, within};
 
@@ -68,7 +71,9 @@ use super::{net, within};
 pub(crate) struct Cluster {
     access: Access,
     admin: Client,
-    server: Server,
+    /// `None`: the real server.
+    imitation: Option<Server>,
+    real: Option<Real>,
     /// Counts what the kit makes and nobody names.
     made: AtomicUsize,
 }
@@ -87,7 +92,13 @@ const ADMIN: &str = "the-kit-itself";
 impl Cluster {
     /// The real server where `KUBEBUILDER_ASSETS` says so, the one in this process otherwise.
     pub(crate) async fn start() -> Self {
-        Self::in_process().await
+        match std::env::var_os(real::ASSETS) {
+            None => Self::in_process().await,
+            Some(programs) => {
+                let (real, access) = Real::start(Path::new(&programs)).await;
+                Self::new(access, None, Some(real)).await
+            }
+        }
     }
 
     /// The server in this process, over TLS with a CA of its own.
@@ -117,11 +128,15 @@ impl Cluster {
             ca: tls.then(|| files.root.pem()),
             files,
         };
-        let admin = access.client(ADMIN);
+        Self::new(access, Some(server), None).await
+    }
+
+    async fn new(access: Access, imitation: Option<Server>, real: Option<Real>) -> Self {
         let cluster = Self {
+            admin: access.client(ADMIN),
             access,
-            admin,
-            server,
+            imitation,
+            real,
             made: AtomicUsize::new(0),
         };
         for namespace in ["default", "kube-system"] {
@@ -132,13 +147,53 @@ impl Cluster {
 
     /// The hand on the server in this process; `None` where the real one runs.
     pub(crate) fn imitation(&self) -> Option<&Server> {
-        Some(&self.server)
+        self.imitation.as_ref()
     }
 
     /// The hand on the server in this process.
     pub(crate) fn server(&self) -> &Server {
         self.imitation()
             .expect("a test of faults asks for Cluster::in_process")
+    }
+
+    /// Stops the API server: connections break, and new ones are refused when this returns.
+    pub(crate) async fn go_away(&self) {
+        match (&self.imitation, &self.real) {
+            (Some(server), _) => server.go_away().await,
+            (None, real) => real.as_ref().expect("one of the two").go_away().await,
+        }
+    }
+
+    /// Starts it again, at the same port and with the same objects. It has forgotten its
+    /// history, as a real one has: a watch from a version before the newest is 410.
+    pub(crate) async fn come_back(&self) {
+        match (&self.imitation, &self.real) {
+            (Some(server), _) => server.restart(History::Forgotten).await,
+            (None, real) => {
+                let real = real.as_ref().expect("one of the two");
+                real.come_back(&self.admin).await;
+            }
+        }
+    }
+
+    /// An address for an upstream of a test, of the kind that this server takes in an
+    /// EndpointSlice. The real one refuses loopback, so that there the network 10.99.0.0/16 must
+    /// lie on `lo`, which is best done in a network namespace around the tests:
+    ///
+    /// ```sh
+    /// unshare --map-root-user --net sh -c 'ip link set lo up &&
+    ///     ip address add 10.99.0.1/16 dev lo && exec cargo nextest run'
+    /// ```
+    pub(crate) fn pod_address(&self) -> SocketAddr {
+        let mut address = net::address();
+        if let (None, IpAddr::V4(ip)) = (&self.imitation, address.ip()) {
+            let [.., c, d] = ip.octets();
+            address.set_ip(IpAddr::V4(Ipv4Addr::new(10, 99, c, d)));
+            if let Err(error) = TcpListener::bind((address.ip(), 0)) {
+                panic!("{error}: Cluster::pod_address says how to have 10.99.0.0/16");
+            }
+        }
+        address
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -296,7 +351,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let complaints = self.server.take_complaints();
+        let complaints = self.imitation().map_or(Vec::new(), Server::take_complaints);
         if !complaints.is_empty() && !std::thread::panicking() {
             panic!(
                 "the API server was asked wrongly:\n  {}",

@@ -107,7 +107,7 @@ pub(super) fn base64(text: &str) -> String {
 }
 
 /// The first certificate of a PEM file.
-pub(super) fn der(pem: &str) -> Vec<u8> {
+pub(crate) fn der(pem: &str) -> Vec<u8> {
     let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
     der.to_vec()
 }

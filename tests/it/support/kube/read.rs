@@ -9,7 +9,7 @@ use super::request::Asked;
 use super::resources::Resource;
 use super::selector::Selector;
 use super::status::{Mistake, Refusal};
-use super::store::{Key, Scope, Store, Wants};
+use super::store::{Key, Listing, Scope, Since, Store};
 
 /// Whole objects or their metadata alone, as the client accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,9 +21,8 @@ pub(super) enum Form {
 /// What a watch is asked for.
 pub(super) struct Watch {
     pub(super) scope: Scope,
-    /// `None`: the present state first.
-    pub(super) since: Option<u64>,
-    pub(super) wants: Wants,
+    pub(super) since: Since,
+    pub(super) bookmarks: bool,
     pub(super) seconds: u64,
 }
 
@@ -36,7 +35,7 @@ pub(super) fn get(
     asked: &Asked,
     form: Form,
 ) -> Result<Value, Refusal> {
-    let at_least = version(asked.parameter("resourceVersion"))?;
+    let at_least = version(asked.parameter("resourceVersion")).map_err(unread)?;
     not_in_the_future(store, at_least)?;
     let stored = store
         .get(key)
@@ -56,13 +55,13 @@ pub(super) fn list(
     let go_on = asked.parameter("continue").filter(|it| !it.is_empty());
     let matching = asked.parameter("resourceVersionMatch").unwrap_or_default();
     list_options(asked, matching, go_on.is_some())?;
-    let wanted = version(asked.parameter("resourceVersion"))?;
-    let limit = match asked.parameter("limit").unwrap_or("0").parse::<usize>() {
+    let limit = match whole("limit", asked)? {
         // From the watch cache, which knows no pages.
         _ if asked.parameter("resourceVersion") == Some("0") => 0,
-        Ok(limit) => limit,
-        Err(error) => return Err(Refusal::bad_request(error.to_string())),
+        limit => usize::try_from(limit).unwrap_or(0),
     };
+    let wanted = version(asked.parameter("resourceVersion"))
+        .map_err(|why| Refusal::bad_request(format!("invalid resource version: {why}")))?;
     let (at, after) = match (go_on, matching) {
         (Some(token), _) => {
             if wanted != 0 {
@@ -100,15 +99,20 @@ pub(super) fn list(
             meta["remainingItemCount"] = json!(rest.len());
         }
     }
+    Ok(listed(resource, form, &found, meta))
+}
+
+/// A list of these objects, with this metadata.
+pub(super) fn listed(resource: &Resource, form: Form, found: &Listing, meta: Value) -> Value {
     let items = found
         .iter()
         .map(|(_, stored)| form.item(resource, &stored.value));
-    Ok(json!({
+    json!({
         "kind": form.list_kind(resource),
         "apiVersion": form.api_version(resource),
         "metadata": meta,
         "items": items.collect::<Vec<_>>(),
-    }))
+    })
 }
 
 /// # Errors
@@ -128,28 +132,24 @@ pub(super) fn watch(resource: &'static Resource, asked: &Asked) -> Result<Watch,
         mistakes.push(Mistake::forbidden("resourceVersionMatch", why));
     }
     refuse_options(&mistakes)?;
-    let initial_events = initial == Some("true");
-    let since = match version(asked.parameter("resourceVersion"))? {
-        0 if initial != Some("false") => None,
-        _ if initial_events => None,
-        since => Some(since),
+    // From nowhere, a watch is a streaming list even where nobody says so.
+    let since = version(asked.parameter("resourceVersion")).map_err(unread)?;
+    let initial_events = initial == Some("true") || initial.is_none() && since == 0;
+    let since = match since {
+        _ if initial_events => Since::Nothing,
+        0 => Since::Now,
+        since => Since::Version(since),
     };
-    let seconds = asked.parameter("timeoutSeconds").unwrap_or("0");
-    let seconds = seconds
-        .parse()
-        .map_err(|error| Refusal::bad_request(format!("timeoutSeconds: {error}")))?;
+    let seconds = whole("timeoutSeconds", asked)?;
     Ok(Watch {
         scope,
         since,
-        wants: Wants {
-            bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
-            initial_events,
-        },
-        seconds: match seconds {
-            // --min-request-timeout.
-            0 => 1800,
-            seconds => seconds,
-        },
+        bookmarks: asked.parameter("allowWatchBookmarks") == Some("true"),
+        // Without one, --min-request-timeout.
+        seconds: u64::try_from(seconds)
+            .ok()
+            .filter(|it| *it > 0)
+            .unwrap_or(1800),
     })
 }
 
@@ -208,15 +208,30 @@ fn refuse_options(mistakes: &[Mistake]) -> Result<(), Refusal> {
     Err(Refusal::invalid(kind, "", mistakes))
 }
 
-fn version(text: Option<&str>) -> Result<u64, Refusal> {
+fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();
     if text.is_empty() {
         return Ok(0);
     }
     text.parse().map_err(|_| {
-        Refusal::bad_request(format!(
+        format!(
             "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: \
              invalid syntax"
+        )
+    })
+}
+
+/// A GET and a watch have no better answer to a version that is none.
+fn unread(why: String) -> Refusal {
+    Refusal::new(500, "", why)
+}
+
+/// A parameter that is a number, 0 where there is none.
+fn whole(name: &str, asked: &Asked) -> Result<i64, Refusal> {
+    let text = asked.parameter(name).unwrap_or("0");
+    text.parse().map_err(|_| {
+        Refusal::bad_request(format!(
+            "strconv.ParseInt: parsing {text:?}: invalid syntax"
         ))
     })
 }
@@ -241,7 +256,11 @@ fn encode_continue(version: Option<u64>, after: &str) -> String {
 }
 
 fn decode_continue(token: &str) -> Result<(Option<u64>, String), Refusal> {
-    let refuse = || Refusal::bad_request("continue key is not valid");
+    let refuse = || {
+        let why = "invalid continue token: continue key is not valid: illegal base64 data at \
+             input byte 0";
+        Refusal::bad_request(why)
+    };
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| refuse())?;
     let token: Value = serde_json::from_slice(&bytes).map_err(|_| refuse())?;
     let after = token["start"].as_str().ok_or_else(refuse)?;

@@ -67,6 +67,9 @@ impl Resource {
     }
 }
 
+/// The zero of Go's clock.
+pub(super) const NO_TIME: &str = "0001-01-01T00:00:00.000000Z";
+
 const CORE: (&str, &str) = ("", "v1");
 const RBAC: (&str, &str) = ("rbac.authorization.k8s.io", "v1");
 
@@ -98,7 +101,9 @@ pub(super) static RESOURCES: [Resource; 14] = [
     resource::<CoreEvent>(CORE, "events", "Event")
         .created_by_put()
         .selectable_by(EVENT_FIELDS),
-    resource::<Event>(("events.k8s.io", "v1"), "events", "Event").created_by_put(),
+    resource::<Event>(("events.k8s.io", "v1"), "events", "Event")
+        .created_by_put()
+        .selectable_by(EVENT_FIELDS),
     resource::<EndpointSlice>(
         ("discovery.k8s.io", "v1"),
         "endpointslices",
@@ -153,17 +158,34 @@ impl Resource {
         }
     }
 
+    /// The group that refusals of an object name.
+    pub(super) fn group_of_kind(&self) -> &'static str {
+        match self.kind {
+            "Event" => "",
+            _ => self.group,
+        }
+    }
+
     /// Both kinds of Event are one collection with two faces.
     pub(super) fn collection(&self) -> &'static str {
         self.plural
     }
 
+    /// Where in the store's object this field is.
+    ///
     /// # Errors
     /// The message of the real server, for a field that is not to be selected by.
-    pub(super) fn selectable(&self, path: &str) -> Result<(), String> {
+    pub(super) fn selectable(&self, path: &str) -> Result<String, String> {
         let meta = ["metadata.name", "metadata.namespace"];
-        if meta.contains(&path) || self.fields.contains(&path) {
-            return Ok(());
+        let kept = match (self.group, path.split_once('.')) {
+            ("events.k8s.io", Some(("regarding", rest))) => format!("involvedObject.{rest}"),
+            ("events.k8s.io", None) if path == "reportingController" => {
+                "reportingComponent".to_owned()
+            }
+            _ => path.to_owned(),
+        };
+        if meta.contains(&path) || self.fields.contains(&kept.as_str()) {
+            return Ok(kept);
         }
         Err(if self.group.is_empty() && !self.fields.is_empty() {
             format!("field label not supported: {path}")
@@ -186,11 +208,10 @@ impl Resource {
         if kind.as_ref().is_some_and(|it| it != self.kind)
             || api_version.as_ref().is_some_and(|it| *it != wanted)
         {
-            let given_version = api_version.unwrap_or_else(|| wanted.clone());
             return Err(Refusal::bad_request(format!(
-                "the API version in the data ({given_version}, kind {}) does not match the \
-                 expected API version ({wanted}, kind {})",
+                "{} in version {:?} cannot be handled as a {}: it is not one of {wanted}",
                 kind.as_deref().unwrap_or(self.kind),
+                api_version.as_deref().unwrap_or(&wanted),
                 self.kind
             )));
         }
@@ -200,6 +221,11 @@ impl Resource {
             object["kind"] = json!(self.kind);
         }
         without_nulls(&mut object);
+        if let Some(series) = object.get_mut("series").and_then(Value::as_object_mut) {
+            // The schema in Rust cannot be without it; Go takes its zero.
+            let zero = || json!(NO_TIME);
+            series.entry("lastObservedTime").or_insert_with(zero);
+        }
         let before = object.clone();
         let after = (self.through_schema)(object).map_err(|error| {
             Refusal::bad_request(format!(
@@ -214,18 +240,39 @@ impl Resource {
 
     /// An object of the store as this resource shows it.
     pub(super) fn show(&self, object: &Value) -> Value {
-        match (self.group, self.plural) {
-            ("events.k8s.io", _) => renamed(object, false),
-            _ => object.clone(),
+        let mut shown = object.clone();
+        if self.kind == "Event" {
+            // Go writes these even where they are empty.
+            for (field, empty) in [
+                ("eventTime", Value::Null),
+                ("firstTimestamp", Value::Null),
+                ("lastTimestamp", Value::Null),
+                ("source", json!({})),
+                ("reportingComponent", json!("")),
+                ("reportingInstance", json!("")),
+            ] {
+                let newer = !self.group.is_empty() && field.starts_with("reporting");
+                if shown[field].is_null() && !newer {
+                    shown[field] = empty;
+                }
+            }
+        }
+        match self.group {
+            "events.k8s.io" => renamed(&shown, false),
+            _ => shown,
         }
     }
 
     /// The reverse of [`Self::show`].
     pub(super) fn keep(&self, object: Value) -> Value {
-        match (self.group, self.plural) {
-            ("events.k8s.io", _) => renamed(&object, true),
+        let mut kept = match self.group {
+            "events.k8s.io" => renamed(&object, true),
             _ => object,
+        };
+        if let ("Event", Some(map)) = (self.kind, kept.as_object_mut()) {
+            map.retain(|_, value| *value != json!({}) && *value != "");
         }
+        kept
     }
 }
 

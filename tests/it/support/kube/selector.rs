@@ -35,9 +35,9 @@ impl Selector {
         fields: Option<&str>,
     ) -> Result<Self, String> {
         let labels = labels.map_or(Ok(Vec::new()), parse_labels)?;
-        let fields = fields.map_or(Ok(Vec::new()), parse_fields)?;
-        for term in &fields {
-            resource.selectable(&term.path)?;
+        let mut fields = fields.map_or(Ok(Vec::new()), parse_fields)?;
+        for term in &mut fields {
+            term.path = resource.selectable(&term.path)?;
         }
         Ok(Self { labels, fields })
     }
@@ -114,6 +114,9 @@ fn parse_labels(text: &str) -> Result<Vec<Requirement>, String> {
     let mut requirements = Vec::new();
     for term in split_outside_parentheses(text) {
         let term = term.trim();
+        if term.starts_with('(') {
+            return Err("found '(', expected: !, identifier, or 'end of string'".to_owned());
+        }
         let requirement = if let Some((head, values)) = term.split_once('(') {
             let values = values.strip_suffix(')').ok_or_else(refuse)?;
             let values = values.split(',').map(|it| it.trim().to_owned()).collect();

@@ -121,7 +121,7 @@ pub(crate) struct Server {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum History {
     /// The same objects under the same versions, but nothing is known of how they came about:
-    /// an API server that was restarted. Older versions are 410.
+    /// an API server that was restarted. Versions before the newest are 410.
     Forgotten,
     /// Every object has a new version, beyond the old ones, which are 410: a cluster that was
     /// moved.

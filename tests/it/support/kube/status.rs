@@ -51,7 +51,13 @@ impl Refusal {
         Self::new(403, "Forbidden", format!("forbidden: {why}")).with_details(json!({}))
     }
 
-    /// The path is nobody's: an API that is not served, too.
+    /// Within the API, the path is nobody's: a resource that is not served, too.
+    pub(super) fn no_such_resource() -> Self {
+        let message = "the server could not find the requested resource";
+        Self::new(404, "NotFound", message).with_details(json!({}))
+    }
+
+    /// The path is nobody's: that of an API group that nobody has heard of, too.
     pub(super) fn no_such_path() -> Self {
         Self {
             plain: true,
@@ -91,6 +97,12 @@ impl Refusal {
     pub(super) fn not_acceptable(accepted: &str) -> Self {
         let message = format!("only the following media types are accepted: {accepted}");
         Self::new(406, "NotAcceptable", message)
+    }
+
+    /// As the router says it, before the request is anybody's.
+    pub(super) fn unsupported_patch() -> Self {
+        let message = "415: Unsupported Media Type";
+        Self::new(415, "UnsupportedMediaType", message).with_details(json!({}))
     }
 
     pub(super) fn unsupported_media_type(accepted: &str) -> Self {
@@ -206,9 +218,11 @@ impl Refusal {
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
             "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if let Some(details) = &self.details {
             status["details"] = details.clone();
         }

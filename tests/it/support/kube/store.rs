@@ -61,6 +61,8 @@ struct Watcher {
     /// Nothing up to here is told, even where it happens later: so does a watch that was started
     /// at a version of the future.
     since: u64,
+    /// The last change in the collection when it began: a bookmark of that would be no news.
+    began: u64,
     bookmarks: bool,
     sink: mpsc::UnboundedSender<Frame>,
 }
@@ -72,6 +74,8 @@ pub(super) struct Store {
     compacted: u64,
     objects: BTreeMap<Key, Arc<Stored>>,
     history: Vec<Change>,
+    /// The version of the last change in a collection.
+    latest: HashMap<&'static str, u64>,
     watchers: HashMap<u64, Watcher>,
     /// Those that can match one name only: a change looks at nobody else's.
     by_name: HashMap<(&'static str, String), HashSet<u64>>,
@@ -83,7 +87,6 @@ impl Store {
         Self {
             // No object has version 1: a client that believes in small numbers is found out.
             version: 100,
-            compacted: 100,
             ..Self::default()
         }
     }
@@ -154,6 +157,7 @@ impl Store {
                 let _ = watcher.sink.send(Frame::Event(kind, object));
             }
         }
+        self.latest.insert(change.key.collection, change.version);
         self.history.push(change);
     }
 
@@ -187,7 +191,7 @@ impl Store {
             .collect())
     }
 
-    /// Starts a watch after `since`; with `None`, the present state comes first.
+    /// Starts a watch.
     ///
     /// # Errors
     /// 410, as the real watch cache words it.
@@ -195,38 +199,41 @@ impl Store {
         &mut self,
         id: u64,
         scope: Scope,
-        since: Option<u64>,
-        wants: Wants,
+        since: Since,
+        bookmarks: bool,
     ) -> Result<mpsc::UnboundedReceiver<Frame>, Refusal> {
         let (sink, frames) = mpsc::unbounded_channel();
         let send = |frame| {
             let _ = sink.send(frame);
         };
-        match since {
-            None => {
+        let told = match since {
+            Since::Nothing => {
                 for (_, stored) in self.list_at(&scope, self.version)? {
                     send(Frame::Event("ADDED", stored));
                 }
-                if wants.initial_events && wants.bookmarks {
+                if bookmarks {
                     send(Frame::InitialEnd(self.version));
                 }
+                self.version
             }
-            Some(since) if since < self.compacted => {
+            Since::Now => self.version,
+            Since::Version(since) if since < self.compacted => {
                 let compacted = self.compacted;
                 return Err(Refusal::expired(format!(
                     "too old resource version: {since} ({compacted})"
                 )));
             }
             // A version of the future is no error to the watch cache.
-            Some(since) => {
+            Since::Version(since) => {
                 let start = self.history.partition_point(|it| it.version <= since);
                 for change in &self.history[start..] {
                     if let Some((kind, object)) = change.as_seen_by(&scope) {
                         send(Frame::Event(kind, object));
                     }
                 }
+                since
             }
-        }
+        };
         let collection = scope.resource.collection();
         match scope.selector.exact("metadata.name") {
             Some(name) => self
@@ -238,8 +245,9 @@ impl Store {
         };
         let watcher = Watcher {
             scope,
-            since: since.unwrap_or(self.version),
-            bookmarks: wants.bookmarks,
+            since: told,
+            began: self.latest.get(collection).copied().unwrap_or_default(),
+            bookmarks,
             sink,
         };
         self.watchers.insert(id, watcher);
@@ -270,6 +278,14 @@ impl Store {
         }
     }
 
+    /// The bookmark that is due to a watch before its timeout: the last change that its
+    /// collection has seen, if that is news.
+    pub(super) fn last_bookmark(&self, id: u64) -> Option<u64> {
+        let watcher = self.watchers.get(&id).filter(|it| it.bookmarks)?;
+        let latest = self.latest.get(watcher.scope.resource.collection())?;
+        Some(*latest).filter(|latest| *latest > watcher.since.max(watcher.began))
+    }
+
     /// Sends to each open watch what `frame` makes for it, told whether it takes bookmarks.
     pub(super) fn tell_watches(&self, frame: impl Fn(bool) -> Option<Frame>) {
         for watcher in self.watchers.values() {
@@ -296,11 +312,15 @@ impl Store {
     }
 }
 
-/// What a watch wants beside events.
+/// Where a watch begins.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wants {
-    pub(super) bookmarks: bool,
-    pub(super) initial_events: bool,
+pub(super) enum Since {
+    /// With the present state, as initial events.
+    Nothing,
+    /// With whatever happens next.
+    Now,
+    /// After this version.
+    Version(u64),
 }
 
 pub(super) type Listing = Vec<(Key, Arc<Stored>)>;

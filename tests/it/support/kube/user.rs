@@ -16,6 +16,8 @@ pub(crate) struct User<'a> {
     namespace: String,
     name: String,
     token: Mutex<Token>,
+    /// The bindings to the roles that [`Self::allow`] has made, and their first rules.
+    bindings: Mutex<Vec<(Value, Value)>>,
 }
 
 /// A token is bound to a Secret, so that it dies with that.
@@ -36,6 +38,7 @@ impl<'a> User<'a> {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             token: Mutex::new(token),
+            bindings: Mutex::default(),
         }
     }
 
@@ -64,13 +67,31 @@ impl<'a> User<'a> {
             "namespace": self.namespace,
             "name": self.name,
         }]);
-        self.cluster.apply(&object).await;
+        let binding = self.cluster.apply(&object).await;
         let what = format!("{} to be allowed {rules}", self.name);
         until(what, async || {
             let allowed = self.may_first_of(place, &rules).await;
             allowed.then_some(())
         })
         .await;
+        self.bindings.lock().unwrap().push((binding, rules));
+    }
+
+    /// Takes back all that [`Self::allow`] has given. Returns when the server acts on it; watches
+    /// that are open go on, as with the real one.
+    pub(crate) async fn forbid_everything(&self) {
+        let bindings = std::mem::take(&mut *self.bindings.lock().unwrap());
+        for (binding, _) in &bindings {
+            self.cluster.delete(binding).await;
+        }
+        for (binding, rules) in &bindings {
+            let place = binding["metadata"]["namespace"].as_str();
+            until("the rules to be gone", async || {
+                let allowed = self.may_first_of(place.unwrap_or_default(), rules).await;
+                (!allowed).then_some(())
+            })
+            .await;
+        }
     }
 
     /// Asks the server whether the first verb of the first rule is allowed by now.
@@ -109,6 +130,21 @@ impl<'a> User<'a> {
         self.cluster
             .access
             .kubeconfig(&self.name, &self.namespace, &user)
+    }
+
+    /// A directory with `token`, `ca.crt` and `namespace`, as a pod finds them below
+    /// `/var/run/secrets/kubernetes.io/serviceaccount`. Written anew at every call.
+    pub(crate) fn account_files(&self) -> PathBuf {
+        let access = &self.cluster.access;
+        let ca = access.ca.as_deref().expect("a pod speaks TLS");
+        let write = |name: &str, text: &str| {
+            let name = format!("{}-{}/{name}", self.namespace, self.name);
+            access.files.write(&name, text)
+        };
+        write("token", &self.token.lock().unwrap().text);
+        write("ca.crt", ca);
+        let file = write("namespace", &self.namespace);
+        crate::support::pki::path_of(&file).to_owned()
     }
 
     fn write_token(&self) -> PathBuf {

@@ -1,11 +1,13 @@
 //! Defaults and validation of the kinds that tests use: `pkg/apis/*/validation` and
 //! `pkg/apis/*/defaults.go` of Kubernetes, as far as a client can run into them.
 
+use std::net::IpAddr;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::resources::Resource;
+use super::resources::{NO_TIME, Resource};
 use super::status::Mistake;
 
 const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters \
@@ -18,6 +20,11 @@ const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower ca
 const QUALIFIED: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and \
      must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or \
      '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+const LABEL_VALUE: &str = "a valid label must be an empty string or consist of alphanumeric \
+     characters, '-', '_' or '.', and must start and end with an alphanumeric character (e.g. \
+     'MyValue',  or 'my_value',  or '12345', regex used for validation is \
+     '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')";
+const PORT: &str = "must be between 1 and 65535, inclusive";
 const KEY: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' \
      (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is \
      '[-._a-zA-Z0-9]+')";
@@ -40,12 +47,12 @@ pub(super) fn default(resource: &Resource, object: &mut Value, number: u64) {
         }
         "Service" => default_service(object, number),
         "EndpointSlice" => {
-            for port in each(&mut object["ports"]) {
+            for port in each(object, "ports") {
                 set_if_absent(port, "name", json!(""));
                 set_if_absent(port, "protocol", json!("TCP"));
             }
-            if object["endpoints"].is_null() {
-                object["endpoints"] = json!([]);
+            if list(&object["endpoints"]).is_empty() {
+                object["endpoints"] = Value::Null;
             }
         }
         "Namespace" => {
@@ -63,7 +70,7 @@ fn default_service(service: &mut Value, number: u64) {
     set_if_absent(spec, "type", json!("ClusterIP"));
     set_if_absent(spec, "sessionAffinity", json!("None"));
     let external_name = spec["type"] == "ExternalName";
-    for port in each(&mut spec["ports"]) {
+    for port in each(spec, "ports") {
         set_if_absent(port, "protocol", json!("TCP"));
         let number = port["port"].clone();
         if !external_name {
@@ -72,8 +79,13 @@ fn default_service(service: &mut Value, number: u64) {
     }
     if !external_name {
         set_if_absent(spec, "internalTrafficPolicy", json!("Cluster"));
-        set_if_absent(spec, "ipFamilies", json!(["IPv4"]));
-        set_if_absent(spec, "ipFamilyPolicy", json!("SingleStack"));
+        // Whoever names neither addresses nor endpoints may have them of any kind.
+        let (families, policy) = match spec["clusterIP"] == "None" && spec["selector"].is_null() {
+            true => (json!(["IPv4", "IPv6"]), "RequireDualStack"),
+            false => (json!(["IPv4"]), "SingleStack"),
+        };
+        set_if_absent(spec, "ipFamilies", families);
+        set_if_absent(spec, "ipFamilyPolicy", json!(policy));
         if spec["clusterIP"].as_str().unwrap_or_default().is_empty() {
             let [.., c, d] = number.to_be_bytes();
             spec["clusterIP"] = json!(format!("10.96.{c}.{d}"));
@@ -125,7 +137,10 @@ fn metadata(resource: &Resource, object: &Value, found: &mut Vec<Mistake>) {
         }
         _ => (!is_subdomain(text)).then_some(SUBDOMAIN),
     };
-    if let Some(why) = why {
+    if text.is_empty() {
+        let why = "name or generateName is required";
+        found.push(Mistake::required("metadata.name", why));
+    } else if let Some(why) = why {
         found.push(Mistake::invalid("metadata.name", name, why));
     }
     for (key, value) in meta["labels"].as_object().into_iter().flatten() {
@@ -134,7 +149,7 @@ fn metadata(resource: &Resource, object: &Value, found: &mut Vec<Mistake>) {
             found.push(Mistake::invalid("metadata.labels", &json!(key), QUALIFIED));
         }
         if text.len() > 63 || !(text.is_empty() || is_name_part(text)) {
-            found.push(Mistake::invalid("metadata.labels", value, QUALIFIED));
+            found.push(Mistake::invalid("metadata.labels", value, LABEL_VALUE));
         }
     }
     for (key, _) in meta["annotations"].as_object().into_iter().flatten() {
@@ -321,7 +336,7 @@ fn series(new: &Value, found: &mut Vec<Mistake>) {
             "should be at least 2",
         ));
     }
-    if series["lastObservedTime"].is_null() {
+    if series["lastObservedTime"] == NO_TIME {
         found.push(Mistake::required("series.lastObservedTime", ""));
     }
 }
@@ -347,22 +362,25 @@ fn endpoint_slice(new: &Value, old: Option<&Value>, found: &mut Vec<Mistake>) {
         ));
     }
     for (at, endpoint) in list(&new["endpoints"]).iter().enumerate() {
-        let place = format!("endpoints[{at}].addresses");
+        let all = format!("endpoints[{at}].addresses");
         let addresses = list(&endpoint["addresses"]);
         if addresses.is_empty() {
-            found.push(Mistake::required(&place, "must contain at least 1 address"));
+            found.push(Mistake::required(&all, "must contain at least 1 address"));
         }
         for (number, address) in addresses.iter().enumerate() {
-            let place = format!("{place}[{number}]");
+            let place = format!("{all}[{number}]");
             let text = address.as_str().unwrap_or_default();
-            let wrong = match kind {
-                "IPv4" => text.parse::<std::net::Ipv4Addr>().is_err(),
-                "IPv6" => text.parse::<std::net::Ipv6Addr>().is_err(),
-                _ => false,
-            };
-            if wrong {
-                let why = format!("must be a valid {kind} address");
-                found.push(Mistake::invalid(&place, address, &why));
+            let ip = text.parse::<IpAddr>();
+            match (kind, ip) {
+                ("IPv4" | "IPv6", Err(_)) => {
+                    let why = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+                    found.push(Mistake::invalid(&place, address, why));
+                }
+                ("IPv4", Ok(IpAddr::V6(_))) | ("IPv6", Ok(IpAddr::V4(_))) => {
+                    let why = format!("must be an {kind} address");
+                    found.push(Mistake::invalid(&all, address, &why));
+                }
+                _ => {}
             }
         }
     }
@@ -396,7 +414,10 @@ fn service(new: &Value, old: Option<&Value>, found: &mut Vec<Mistake>) {
     if ports.is_empty() && !external_name && !headless {
         found.push(Mistake::required("spec.ports", ""));
     }
-    if external_name && !is_subdomain(spec["externalName"].as_str().unwrap_or_default()) {
+    let target = spec["externalName"].as_str().unwrap_or_default();
+    if external_name && target.is_empty() {
+        found.push(Mistake::required("spec.externalName", ""));
+    } else if external_name && !is_subdomain(target) {
         found.push(Mistake::invalid(
             "spec.externalName",
             &spec["externalName"],
@@ -418,8 +439,12 @@ fn service(new: &Value, old: Option<&Value>, found: &mut Vec<Mistake>) {
         names.push(name);
         if !(1..=65535).contains(&port["port"].as_i64().unwrap_or_default()) {
             let place = format!("spec.ports[{at}].port");
-            let why = "must be between 1 and 65535, inclusive";
-            found.push(Mistake::invalid(&place, &port["port"], why));
+            found.push(Mistake::invalid(&place, &port["port"], PORT));
+        }
+        let target = &port["targetPort"];
+        if target.as_i64().is_some_and(|it| !(1..=65535).contains(&it)) {
+            let place = format!("spec.ports[{at}].targetPort");
+            found.push(Mistake::invalid(&place, target, PORT));
         }
     }
     if let Some(old) = old {
@@ -453,7 +478,7 @@ fn trust_bundle(new: &Value, old: Option<&Value>, found: &mut Vec<Mistake>) {
     }
     let bundle = spec["trustBundle"].as_str().unwrap_or_default();
     if !bundle.contains("-----BEGIN CERTIFICATE-----") {
-        let why = "must contain at least one trust anchor";
+        let why = "at least one trust anchor must be provided";
         found.push(Mistake::invalid(
             "spec.trustBundle",
             &json!("<value omitted>"),
@@ -515,8 +540,9 @@ fn remove(object: &mut Value, key: &str) {
     }
 }
 
-fn each(list: &mut Value) -> impl Iterator<Item = &mut Value> {
-    list.as_array_mut().into_iter().flatten()
+fn each<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+    let list = object.get_mut(field).and_then(Value::as_array_mut);
+    list.into_iter().flatten()
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::resources::Resource;
-use super::status::Refusal;
+use super::status::{Mistake, Refusal};
 use super::store::{Key, Store};
 use super::validation;
 
@@ -102,7 +102,8 @@ impl Write<'_> {
     /// # Errors
     /// As the real server: 400, 404, 409, 422.
     pub(super) fn patch(&self, store: &mut Store, name: &str) -> Result<Written, Refusal> {
-        let patch = self.json()?;
+        let patch: Value = serde_json::from_slice(self.body)
+            .map_err(|error| Refusal::bad_request(format!("error decoding patch: {error}")))?;
         let key = self.key(name);
         let stored = store
             .get(&key)
@@ -112,7 +113,11 @@ impl Write<'_> {
         let version = patch["metadata"]["resourceVersion"].clone();
         merge(&mut object, &patch);
         object["metadata"]["resourceVersion"] = version;
-        let (object, dropped) = self.decode(object)?;
+        let whole = json!(object.to_string());
+        let (object, dropped) = self.decode(object).map_err(|refusal| {
+            let mistake = Mistake::invalid("patch", &whole, &refusal.message);
+            Refusal::invalid(("", ""), "", &[mistake])
+        })?;
         let object = self.replace(store, name, object)?;
         Ok(Written { object, dropped })
     }
@@ -302,7 +307,7 @@ impl Write<'_> {
             return Ok(());
         }
         let name = new["metadata"]["name"].as_str().unwrap_or_default();
-        let kind = (self.resource.group, self.resource.kind);
+        let kind = (self.resource.group_of_kind(), self.resource.kind);
         Err(Refusal::invalid(kind, name, &mistakes))
     }
 
@@ -319,6 +324,9 @@ impl Write<'_> {
             if value.is_object() {
                 fields["f:metadata"][format!("f:{key}")] = managed(value);
             }
+        }
+        if fields.as_object().is_none_or(Map::is_empty) {
+            return;
         }
         object["metadata"]["managedFields"] = json!([{
             "manager": self.manager,
