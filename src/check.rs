@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 
-use crate::config::{Config, Origin, Service};
+use crate::config::{Config, Service};
 use crate::control::{State, source_name};
 use crate::failure::Explained;
 use crate::source::SourceKey;
@@ -219,18 +219,8 @@ fn values(config: &Config, service: &Service) -> BTreeMap<&'static str, String> 
     let Some(origins) = config.origins.0.get(&service.name) else {
         return BTreeMap::new();
     };
-    let words = |origin: &Origin| match origin {
-        Origin::BuiltIn => "built-in default".to_owned(),
-        Origin::Defaults { line } => format!("[defaults], line {line}"),
-        Origin::Service { line } => format!("[services.{}], line {line}", service.name),
-        Origin::Environment(variable) => (*variable).to_owned(),
-        Origin::Annotation(annotation) => match config.backends.get(&service.name) {
-            Some(object) => format!("annotation {annotation} of Service {object}"),
-            None => format!("annotation {annotation}"),
-        },
-    };
     origins
         .iter()
-        .map(|(key, origin)| (*key, words(origin)))
+        .map(|(key, origin)| (*key, config.origin(&service.name, origin)))
         .collect()
 }

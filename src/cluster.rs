@@ -264,6 +264,7 @@ impl Store {
             own_namespace: self.own_namespace.clone(),
             discovered: discovered.map(|(object, _)| object.clone()).collect(),
             services,
+            assumed: BTreeMap::new(),
         }
     }
 

@@ -233,11 +233,16 @@ impl Services {
         cluster: &Cluster,
         findings: &mut Findings<'_>,
     ) {
-        let object = match &service.table.upstream {
-            Slot::Set(WrittenUpstream::Service(object, _), _) => Some(object),
-            _ => None,
+        let (object, assumed) = match &service.table.upstream {
+            Slot::Set(WrittenUpstream::Service(object, port), _) => {
+                let annotations = cluster.assumed.get(object);
+                let assumed = annotations.map(|it| backend::assumed(object, port.as_ref(), it));
+                (Some(object), assumed.map(Arc::new).map(Known::Exists))
+            }
+            _ => (None, None),
         };
         let known = object.and_then(|object| cluster.services.get(object));
+        let known = known.or(assumed.as_ref());
         let exists = match known {
             Some(Known::Exists(exists)) => Some(exists),
             _ => None,
