@@ -189,6 +189,11 @@ impl Control {
         Ok(control)
     }
 
+    /// What is going on, now and as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
     /// Services that do not serve as configured, each with the reason.
     pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
         let status = self.status.borrow();
@@ -196,11 +201,6 @@ impl Control {
         waiting
             .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
             .collect()
-    }
-
-    /// Status, now and as it changes.
-    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
-        self.status.subscribe()
     }
 
     /// Carries out what happens until the drain begins; then stops accepting.

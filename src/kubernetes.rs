@@ -237,3 +237,6 @@ fn subjects(wanted: &Wanted) -> Vec<Subject> {
         .chain(discovery.map(|_| Subject::Discovery))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -235,7 +235,7 @@ mod tests {
         let here = &place(Some("a"), None);
         let (one, two) = (for_zones("1", &["a"]), for_zones("2", &["b"]));
         let both = for_zones("3", &["a", "b"]);
-        let all = [one.clone(), two.clone(), both.clone()];
+        let all = [one.clone(), two.clone(), both];
         assert_eq!(chosen_at(here, &all), ["1", "3"]);
         // Somewhere else, or nowhere.
         assert_eq!(chosen_at(&place(Some("c"), None), &all), ["1", "2", "3"]);

@@ -12,7 +12,6 @@ use rustls::crypto::CryptoProvider;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::connection::Conversation;
@@ -50,19 +49,14 @@ const IDLE: Duration = Duration::from_secs(5);
 
 const LARGEST_ANSWER: usize = 1 << 20;
 
-/// Writes Events of what `status` says, until `stop`, as far as `kubernetes.events` allows.
+/// Writes Events of what `status` says, as far as `kubernetes.events` allows, until it is dropped.
 pub(crate) async fn announce(
     store: Arc<Store>,
     provider: Arc<CryptoProvider>,
     status: watch::Receiver<Arc<Status>>,
-    stop: CancellationToken,
-) {
-    let announcing = Box::pin(announce_all(store, provider, status));
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        never = announcing => match never {},
-    }
+) -> Infallible {
+    // Boxed, since most who run this tell nothing.
+    Box::pin(announce_all(store, provider, status)).await
 }
 
 async fn announce_all(

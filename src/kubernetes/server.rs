@@ -15,8 +15,8 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HOST, HeaderValue, USER_AGENT};
 use hyper::http::uri::Scheme;
 use hyper::{Method, Request, Response, Uri};
-use kube::client::ConfigExt as _;
-use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use kube::client::{AuthError, ConfigExt as _};
+use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -148,7 +148,11 @@ impl Server {
         let credentials = self.credentials.clone().oneshot(head).await;
         let mut request = Request::new(());
         *request.headers_mut() = credentials
-            .map_err(|error| format!("our credentials cannot be read: {error}"))?
+            .map_err(|error| match error.downcast_ref() {
+                Some(error) => without_secrets(error),
+                None => error.to_string(),
+            })
+            .map_err(|error| format!("our credentials cannot be used: {error}"))?
             .into_parts()
             .0
             .headers;
@@ -195,7 +199,17 @@ fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
         Some(outside) => format!("{outside}; and {place}: {error}"),
         None => format!("{place}: {error}"),
     };
-    let kubeconfig = kubeconfig.map_err(|error| fail(&error))?;
+    let kubeconfig = kubeconfig.map_err(|error| match &error {
+        // Its text shows the lines around the mistake, in which a token may stand.
+        KubeconfigError::Parse(error) => {
+            let place = error.location();
+            let place = place.map_or(String::new(), |at| {
+                format!(" (line {}, column {})", at.line(), at.column())
+            });
+            fail(&format!("not the YAML of a kubeconfig{place}"))
+        }
+        error => fail(error),
+    })?;
     let options = KubeConfigOptions {
         context: settings.context.clone(),
         ..KubeConfigOptions::default()
@@ -205,6 +219,15 @@ fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
     let config = tokio::runtime::Handle::current()
         .block_on(Config::from_custom_kubeconfig(kubeconfig, &options))
         .map_err(|error| fail(&error))?;
+    if let Some(token) = &config.auth_info.token {
+        // kube would panic.
+        let text = token.expose_secret();
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(fail(
+                &"token: holds blanks, line ends or other letters that no token has",
+            ));
+        }
+    }
     if let Some(proxy) = proxy {
         return Err(fail(&format!(
             "proxy-url {proxy}: proxies to the API server are not supported"
@@ -229,12 +252,9 @@ fn proxy_of(kubeconfig: &Kubeconfig, options: &KubeConfigOptions) -> Option<Stri
 /// Tokens, token files (read again each minute), plugins, impersonation: all kube's.
 fn credentials(config: &Config) -> Result<Credentials, String> {
     let fail = |error: &dyn fmt::Display| format!("our credentials cannot be used: {error}");
-    let auth = config.auth_layer().map_err(|error| match error {
-        // Its text has all that the plugin printed, which may be a token.
-        kube::Error::Auth(kube::client::AuthError::AuthExecRun { cmd, out }) => {
-            fail(&format!("{cmd} of the kubeconfig failed: {}", out.status))
-        }
-        error => fail(&error),
+    let auth = config.auth_layer().map_err(|error| match &error {
+        kube::Error::Auth(error) => fail(&without_secrets(error)),
+        error => fail(error),
     })?;
     if auth.is_none() && config.auth_info.exec.is_some() {
         return Err(fail(
@@ -255,6 +275,19 @@ fn credentials(config: &Config) -> Result<Credentials, String> {
             },
         ));
     Ok(BoxCloneSyncService::new(service))
+}
+
+/// What went wrong, without what a plugin was told and what it printed, which may be a token.
+fn without_secrets(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecRun { out, .. } => {
+            format!("the plugin of the kubeconfig failed: {}", out.status)
+        }
+        AuthError::AuthExecParse(_) | AuthError::ParseTokenKey(_) => {
+            "what the plugin of the kubeconfig printed cannot be read".to_owned()
+        }
+        error => error.to_string(),
+    }
 }
 
 /// TCP, and TLS on top of it.
@@ -512,3 +545,6 @@ impl ServerCertVerifier for Anybody {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,7 +147,11 @@ impl Dialler<'_> {
     }
 
     async fn spread(mut self, live: &Endpoints) -> Result<Connected, Failure> {
-        let name = self.route.server_name.as_ref().or(live.server_name());
+        let name = self
+            .route
+            .server_name
+            .as_ref()
+            .or_else(|| live.server_name());
         let Some(name) = name else {
             let detail = format!("{} makes no name to verify", live.backend());
             return Err(local(Phase::Resolve, Reason::Internal, detail));
@@ -244,7 +248,15 @@ impl Dialler<'_> {
         let share = self.clock.share(if others > 0 { 2 } else { 1 });
         let begun = Instant::now();
         let shaken = {
-            let shaking = handshake(&mut stream, &route.tls, name.clone(), LastFlight::WithData);
+            let of_endpoint;
+            let tls = match to {
+                Target::Address(_) => &*route.tls,
+                Target::Endpoint(held) => {
+                    of_endpoint = route.tls.towards(held.sessions());
+                    &of_endpoint
+                }
+            };
+            let shaking = handshake(&mut stream, tls, name.clone(), LastFlight::WithData);
             self.clock.until(share, pin!(shaking)).await
         };
         let session = match shaken {

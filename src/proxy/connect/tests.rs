@@ -18,7 +18,7 @@ use crate::metrics::Metrics;
 use crate::route::{Handshakes, Presented};
 use crate::tls::test_pki::{self, Ca, Leaf, client, policy, trust};
 
-mod churn;
+mod callers;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const NAME: &str = "billing.payments.svc";
@@ -82,6 +82,7 @@ impl Server {
 async fn serve(mut socket: TcpStream, does: Does, records: Arc<std::sync::Mutex<Vec<u8>>>) {
     match does {
         Does::Serve(config) => {
+            socket.set_nodelay(true).unwrap();
             let Ok(mut tls) = TlsAcceptor::from(config).accept(socket).await else {
                 return;
             };
