@@ -201,7 +201,8 @@ async fn carry_out(command: Command) -> ExitCode {
                 log_format,
                 environment: environment(),
             };
-            app::run(options).await
+            // In a box: it is large, and the other commands would carry it with them.
+            Box::pin(app::run(options)).await
         }
         Command::Check { file, json } => match examine(file.path()).await {
             Ok(state) => {

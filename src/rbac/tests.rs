@@ -16,8 +16,11 @@ fn parse(text: &str, cluster: &Cluster) -> Config {
     .unwrap_or_else(|problems| panic!("{problems}"))
 }
 
-/// A pod of the namespace `payments`, and these Services with their annotations.
-fn cluster(services: &[(&str, &str, &[(&str, &str)])]) -> Cluster {
+/// Namespace, name and annotations.
+type Described<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+/// A pod of the namespace `payments`, and these Services.
+fn cluster(services: &[Described<'_>]) -> Cluster {
     let known = services.iter().map(|(namespace, name, annotations)| {
         let object = ObjectRef::new(*namespace, *name);
         let annotations = annotations
@@ -58,7 +61,7 @@ upstream = { service = "billing", port = "https" }
 
 [services.billing.tls]
 secret = "billing-client"
-ca = { configmap = "internal-ca", namespace = "shared" }
+ca = { configmap = "shared/internal-ca" }
 "#;
 
 #[test]
@@ -66,9 +69,9 @@ fn a_service_gets_its_objects_by_name_each_with_its_reason() {
     let yaml = roles(&needs(SERVICE, &cluster(&[("payments", "billing", &[])]))).yaml();
     assert_eq!(
         yaml,
-        r#"# What config.toml needs of the Kubernetes API, for the ServiceAccount payments/tlsward, as tlsward
-# rbac says it. A rule with resourceNames lets these objects be read and no other: tlsward lists
-# and watches each by its name.
+        r#"# What config.toml needs of the Kubernetes API, for the ServiceAccount payments/tlsward, as
+# tlsward rbac says it. A rule with resourceNames lets these objects be read and no other:
+# tlsward lists and watches each by its name.
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
 metadata:
@@ -245,7 +248,7 @@ fn what_annotations_name_is_named_with_the_annotation() {
 #[test]
 fn trust_bundles_are_named_in_a_cluster_role_of_their_own() {
     let text = SERVICE.replace(
-        "{ configmap = \"internal-ca\", namespace = \"shared\" }",
+        "{ configmap = \"shared/internal-ca\" }",
         "{ cluster_trust_bundle = \"example.com:internal:v1\" }",
     );
     let needs = needs(&text, &cluster(&[("payments", "billing", &[])]));
@@ -387,7 +390,7 @@ fn offline_the_text_says_what_only_the_cluster_knows() {
 fn a_name_that_yaml_takes_for_something_else_stands_in_quotes() {
     let text = SERVICE
         .replace("billing-client", "1e3")
-        .replace("internal-ca", "no");
+        .replace("shared/internal-ca", "shared/no");
     let needs = needs(&text, &cluster(&[("payments", "billing", &[])]));
     assert_eq!(
         rules(&needs, Some("payments"))[0],
