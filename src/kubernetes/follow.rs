@@ -2,8 +2,8 @@
 //! whatever goes wrong the same again from where it was.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 
 use super::collect::{Collect, Line};
 use super::connection::{Conversation, append, words};
-use super::gate::{Backoff, Gate, Patience, pause, some_of};
+use super::gate::{Backoff, Gate, Pass, Patience, pause, some_of};
 use super::server::Server;
 use super::target::{Target, Trouble, Verb};
 use super::wire::{List, Status};
@@ -48,24 +48,46 @@ const LARGEST_REFUSAL: usize = 64 << 10;
 /// What all watches share.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub(super) server: Server,
+    /// As we know it now, or as what we are to it now.
+    server: Mutex<Arc<Server>>,
     pub(super) gate: Gate,
     pub(super) store: Arc<Store>,
     /// The server does not know us.
     pub(super) unknown: Notify,
+<<<<<<< HEAD
     /// The newest version that the server has told in a list, and when it was asked.
     newest: Mutex<Option<(Instant, String)>>,
+=======
+    /// How often it came back with less than it had told before: what was watched from there is to
+    /// be listed.
+    set_back: AtomicU64,
+>>>>>>> wt-kube
 }
 
 impl Site {
     pub(super) fn new(server: Server, store: Arc<Store>) -> Self {
         Self {
             gate: Gate::new(server.name.clone()),
-            server,
+            server: Mutex::new(Arc::new(server)),
             store,
             unknown: Notify::new(),
+<<<<<<< HEAD
             newest: Mutex::default(),
+=======
+            set_back: AtomicU64::new(0),
+>>>>>>> wt-kube
         }
+    }
+
+    pub(super) fn server(&self) -> Arc<Server> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&server)
+    }
+
+    /// It is the same server, and we are somebody else to it.
+    pub(super) fn replace_server(&self, server: Server) {
+        let mut current = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(server);
     }
 }
 
@@ -79,8 +101,13 @@ pub(super) struct Follower {
     conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
+<<<<<<< HEAD
     /// When the connection was lost, until it is certain that the server is the one that it was.
     lost: Option<Instant>,
+=======
+    /// [`Site::set_back`] when that was last known to be right.
+    set_back: u64,
+>>>>>>> wt-kube
     /// A list has been complete.
     listed: Arc<AtomicBool>,
     /// What was told last.
@@ -110,7 +137,11 @@ impl Follower {
             collect,
             conversation: Conversation::default(),
             resource_version: None,
+<<<<<<< HEAD
             lost: None,
+=======
+            set_back: 0,
+>>>>>>> wt-kube
             listed,
             trouble: None,
         }
@@ -125,7 +156,7 @@ impl Follower {
             let pass = site.gate.pass(&site.store, |why| self.tell(why)).await;
             let lasts = WATCH_LASTS + some_of(WATCH_LASTS_MORE);
             let begun = Instant::now();
-            let trouble = match self.begin(lasts, pass.patience()).await {
+            let trouble = match self.begin(lasts, &pass).await {
                 Ok(body) => {
                     pass.answered();
                     self.fine();
@@ -169,6 +200,8 @@ impl Follower {
                     pause(retries.next(), &site.store).await;
                 }
                 Some(Trouble::Unknown(why)) => {
+                    // A connection may say who we are, too.
+                    self.conversation.hang_up();
                     self.refused(&why);
                     site.unknown.notify_one();
                     pause(retries.next(), &site.store).await;
@@ -198,18 +231,44 @@ impl Follower {
         }
     }
 
+<<<<<<< HEAD
     /// A list, if there is none yet, and the head of a watch from there on.
     async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
         self.see_whether_it_was_set_back(patience).await?;
         let from = match &self.resource_version {
             Some(version) => version.clone(),
             None => {
+=======
+    /// A list, if one is needed, and the head of a watch from there on.
+    async fn begin(&mut self, lasts: Duration, pass: &Pass<'_>) -> Result<Incoming, Trouble> {
+        let patience = pass.patience();
+        let set_back = self.site.set_back.load(Ordering::Relaxed);
+        let before = self
+            .resource_version
+            .as_ref()
+            .filter(|_| self.set_back == set_back);
+        let from = match before {
+            // A server that was away may have come back with an older memory, in which a watch
+            // from our version would say nothing until it is reached again. One list for all
+            // shows that.
+            Some(before) if pass.is_probe() => {
+                let before = before.clone();
+>>>>>>> wt-kube
                 let version = self.list(patience).await?;
-                self.resource_version = Some(version.clone());
-                self.listed.store(true, Ordering::Relaxed);
+                if is_older(&version, &before) {
+                    info!(
+                        version,
+                        before, "the API server was set back: all is listed anew"
+                    );
+                    self.site.set_back.fetch_add(1, Ordering::Relaxed);
+                }
                 version
             }
+            Some(before) => before.clone(),
+            None => self.list(patience).await?,
         };
+        self.set_back = self.site.set_back.load(Ordering::Relaxed);
+        self.resource_version = Some(from.clone());
         let path = self.target.watch(self.version, &from, lasts);
         let response = self.ask(Verb::Watch, &path, patience).await?;
         Ok(response.into_body())
@@ -261,16 +320,18 @@ impl Follower {
         loop {
             let path = self.target.list(self.version, &continue_token);
             let response = self.ask(Verb::List, &path, patience).await?;
-            let name = &self.site.server.name;
+            let server = self.site.server();
             let page = self
                 .conversation
                 .whole(response, LARGEST_PAGE, patience)
                 .await
-                .map_err(|why| Trouble::away(name, &why))?;
+                .map_err(|why| Trouble::away(&server.name, &why))?;
             let page = self.collect.page(&page);
-            let page = page.map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
+            let page =
+                page.map_err(|error| Trouble::unreadable(&server.name, &self.target, &error))?;
             if page.continue_token.is_empty() {
                 self.collect.complete();
+                self.listed.store(true, Ordering::Relaxed);
                 return Ok(page.resource_version);
             }
             continue_token = page.continue_token;
@@ -284,11 +345,11 @@ impl Follower {
         path: &str,
         patience: Patience,
     ) -> Result<Response<Incoming>, Trouble> {
-        let server = &self.site.server;
+        let server = self.site.server();
         let away = |why: String| Trouble::away(&server.name, &why);
         let response = self
             .conversation
-            .ask(server, Method::GET, path, Bytes::new(), patience)
+            .ask(&server, Method::GET, path, Bytes::new(), patience)
             .await
             .map_err(away)?;
         let code = response.status();
@@ -353,7 +414,7 @@ impl Follower {
             if rest.len() > LARGEST_LINE {
                 self.conversation.hang_up();
                 let why = format!("a line of more than {LARGEST_LINE} bytes");
-                return End::Failed(Trouble::away(&self.site.server.name, &why));
+                return End::Failed(Trouble::away(&self.site.server().name, &why));
             }
         }
     }
@@ -362,7 +423,6 @@ impl Follower {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let name = &self.site.server.name;
         match self.collect.line(line) {
             Ok(Line::Version(version)) => {
                 let before = self.resource_version.as_deref();
@@ -379,12 +439,14 @@ impl Follower {
             Ok(Line::Failed(status)) => {
                 let code = StatusCode::from_u16(status.code);
                 let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let name = &self.site.server().name;
                 let trouble = Trouble::of(name, &self.target, Verb::Watch, code, None, &status);
                 Err(trouble)
             }
             Ok(Line::Other) => Ok(()),
             Err(error) => {
                 self.resource_version = None;
+                let name = &self.site.server().name;
                 Err(Trouble::unreadable(name, &self.target, &error))
             }
         }

@@ -537,6 +537,9 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
     // One asks whether the server was set back; the others know by it.
     scene.api.next().await.newest("10");
     let mut resumed = Vec::new();
+    // Whoever tries looks whether the server is still the same.
+    scene.expect_list().await.list("12", &[]);
+    resumed.push(scene.expect_watch("12").await.watch());
     let mut first = None;
     while resumed.len() < WATCHES {
         let asked = scene.expect_watch("10").await;
@@ -552,5 +555,31 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
     assert!(first.unwrap().elapsed() > Duration::from_millis(500));
     for name in &names {
         scene.until_trouble(name, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_with_an_older_memory_is_listed_anew_by_all() {
+    let mut scene = Scene::following(&["a", "b"]);
+    let mut watches = Vec::new();
+    while watches.len() < 2 {
+        let asked = scene.api.next().await;
+        if asked.is_watch() {
+            watches.push(asked.watch());
+        } else {
+            asked.list("1000", &[]);
+        }
+    }
+    scene.api.line.cut();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    scene.api.line.restore();
+    for _ in 0..2 {
+        scene.expect_list().await.list("400", &[]);
+        watches.push(scene.expect_watch("400").await.watch());
+    }
+    // And that is it: the next time each goes on from where it was.
+    watches.clear();
+    for _ in 0..2 {
+        scene.expect_watch("400").await;
     }
 }
