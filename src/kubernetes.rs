@@ -162,13 +162,6 @@ async fn follow_at(
                     tokio::time::sleep(FIRST_SEARCH).await;
                 }
             },
-<<<<<<< HEAD
-            () = site.unknown.notified(), if site.server.from_kubeconfig => {
-                // Or at once, where somebody asks for fresh news.
-                let rest = (began + LONGEST_SEARCH).saturating_duration_since(Instant::now());
-                pause(rest, &site.store).await;
-                return;
-=======
             () = &mut renewing => return,
         }
     }
@@ -196,7 +189,6 @@ async fn stay_known(site: &Site, settings: &Kubernetes, provider: &Arc<CryptoPro
             Err(why) => {
                 debug!(why, "who we are to the API server cannot be read");
                 pause(searches.next(), &site.store).await;
->>>>>>> wt-kube
             }
         }
     }

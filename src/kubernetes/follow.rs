@@ -9,8 +9,7 @@ use std::time::Duration;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, Response, StatusCode};
-use serde::de::IgnoredAny;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
@@ -20,7 +19,7 @@ use super::connection::{Conversation, append, words};
 use super::gate::{Backoff, Gate, Pass, Patience, pause, some_of};
 use super::server::Server;
 use super::target::{Target, Trouble, Verb};
-use super::wire::{List, Status};
+use super::wire::Status;
 use crate::cluster::Store;
 use crate::failure::Explained;
 
@@ -54,14 +53,9 @@ pub(super) struct Site {
     pub(super) store: Arc<Store>,
     /// The server does not know us.
     pub(super) unknown: Notify,
-<<<<<<< HEAD
-    /// The newest version that the server has told in a list, and when it was asked.
-    newest: Mutex<Option<(Instant, String)>>,
-=======
     /// How often it came back with less than it had told before: what was watched from there is to
     /// be listed.
     set_back: AtomicU64,
->>>>>>> wt-kube
 }
 
 impl Site {
@@ -71,11 +65,7 @@ impl Site {
             server: Mutex::new(Arc::new(server)),
             store,
             unknown: Notify::new(),
-<<<<<<< HEAD
-            newest: Mutex::default(),
-=======
             set_back: AtomicU64::new(0),
->>>>>>> wt-kube
         }
     }
 
@@ -101,13 +91,8 @@ pub(super) struct Follower {
     conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
-<<<<<<< HEAD
-    /// When the connection was lost, until it is certain that the server is the one that it was.
-    lost: Option<Instant>,
-=======
     /// [`Site::set_back`] when that was last known to be right.
     set_back: u64,
->>>>>>> wt-kube
     /// A list has been complete.
     listed: Arc<AtomicBool>,
     /// What was told last.
@@ -137,11 +122,7 @@ impl Follower {
             collect,
             conversation: Conversation::default(),
             resource_version: None,
-<<<<<<< HEAD
-            lost: None,
-=======
             set_back: 0,
->>>>>>> wt-kube
             listed,
             trouble: None,
         }
@@ -167,7 +148,6 @@ impl Follower {
                     }
                 }
                 Err(Trouble::Away { why, after }) => {
-                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     pass.failed(&why, after);
                     self.tell(&why);
@@ -231,14 +211,6 @@ impl Follower {
         }
     }
 
-<<<<<<< HEAD
-    /// A list, if there is none yet, and the head of a watch from there on.
-    async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
-        self.see_whether_it_was_set_back(patience).await?;
-        let from = match &self.resource_version {
-            Some(version) => version.clone(),
-            None => {
-=======
     /// A list, if one is needed, and the head of a watch from there on.
     async fn begin(&mut self, lasts: Duration, pass: &Pass<'_>) -> Result<Incoming, Trouble> {
         let patience = pass.patience();
@@ -253,7 +225,6 @@ impl Follower {
             // shows that.
             Some(before) if pass.is_probe() => {
                 let before = before.clone();
->>>>>>> wt-kube
                 let version = self.list(patience).await?;
                 if is_older(&version, &before) {
                     info!(
@@ -272,45 +243,6 @@ impl Follower {
         let path = self.target.watch(self.version, &from, lasts);
         let response = self.ask(Verb::Watch, &path, patience).await?;
         Ok(response.into_body())
-    }
-
-    /// A server that was lost may come back with a memory from before (an etcd restored from a
-    /// copy), and a watch from a version that it does not know yet says nothing for as long. One
-    /// of all watches asks what the newest version is; it is a list of one object.
-    async fn see_whether_it_was_set_back(&mut self, patience: Patience) -> Result<(), Trouble> {
-        let (Some(lost), Some(version)) = (self.lost, self.resource_version.clone()) else {
-            return Ok(());
-        };
-        let site = Arc::clone(&self.site);
-        let mut newest = site.newest.lock().await;
-        let known = newest.as_ref().filter(|(asked, _)| *asked > lost);
-        let now = match known {
-            Some((_, version)) => version.clone(),
-            None => {
-                let asked = Instant::now();
-                let path = self.target.newest(self.version);
-                let response = self.ask(Verb::List, &path, patience).await?;
-                let name = &site.server.name;
-                let page = self
-                    .conversation
-                    .whole(response, LARGEST_PAGE, patience)
-                    .await
-                    .map_err(|why| Trouble::away(name, &why))?;
-                let page: List<IgnoredAny> = serde_json::from_slice(&page)
-                    .map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
-                let version = page.metadata.resource_version;
-                *newest = Some((asked, version.clone()));
-                version
-            }
-        };
-        drop(newest);
-        if is_older(&now, &version) {
-            info!(target = ?self.target, now, version,
-                "the API server was set back: everything is listed anew");
-            self.resource_version = None;
-        }
-        self.lost = None;
-        Ok(())
     }
 
     /// All of it; says from which version on it is to be watched.
@@ -384,7 +316,6 @@ impl Follower {
                 Ok(None) => return End::Over,
                 Ok(Some(Err(error))) => {
                     debug!(why = words(&error), target = ?self.target, "a watch broke");
-                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     return End::Over;
                 }

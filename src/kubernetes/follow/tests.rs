@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::cluster::{DataKey, Wanted};
+use crate::cluster::{DataKey, Subject, Wanted};
 use crate::config::kubernetes::ObjectRef;
 use crate::failure::Reason;
 use crate::kubernetes::collect::secrets;
@@ -99,7 +99,8 @@ impl Scene {
     }
 
     fn trouble(&self, name: &str) -> Option<Explained> {
-        self.store.data(&key(name)).trouble
+        let subject = Subject::Data(key(name));
+        self.store.troubles().remove(&subject)
     }
 
     async fn until_trouble(&self, name: &str, there: bool) -> Option<Explained> {
@@ -400,13 +401,10 @@ async fn a_version_of_the_api_that_is_not_served_gives_way_to_the_next() {
         let asked = api.expect(&path(version), &[by_name]).await;
         asked.status(404, &[], &json!("404 page not found"));
     }
-    let why = loop {
-        if let Some(why) = store.data(&bundle).trouble {
-            break why;
-        }
+    while store.troubles().is_empty() {
         store.changed().await;
-        store.take_changes();
-    };
+    }
+    let why = &store.troubles()[&Subject::Data(bundle.clone())];
     assert_eq!(
         why.detail,
         "https://api: this API server does not serve ClusterTrustBundles"
@@ -534,8 +532,6 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
 
     scene.api.line.restore();
     let back = Instant::now();
-    // One asks whether the server was set back; the others know by it.
-    scene.api.next().await.newest("10");
     let mut resumed = Vec::new();
     // Whoever tries looks whether the server is still the same.
     scene.expect_list().await.list("12", &[]);
