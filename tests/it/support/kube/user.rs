@@ -118,7 +118,7 @@ impl<'a> User<'a> {
 
     /// A kubeconfig with the present token in it. The same file at every call, written anew.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
-        let user = json!({ "token": self.token.lock().unwrap().text });
+        let user = json!({ "token": self.token() });
         self.cluster
             .access
             .kubeconfig(&self.name, &self.namespace, &user)
@@ -141,22 +141,25 @@ impl<'a> User<'a> {
             let name = format!("{}-{}/{name}", self.namespace, self.name);
             access.files.write(&name, text)
         };
-        write("token", &self.token.lock().unwrap().text);
+        write("token", &self.token());
         write("ca.crt", ca);
         let file = write("namespace", &self.namespace);
         crate::support::pki::path_of(&file).to_owned()
     }
 
     fn write_token(&self) -> PathBuf {
-        let token = self.token.lock().unwrap();
         let name = format!("{}-{}.token", self.namespace, self.name);
-        self.cluster.access.files.write(&name, &token.text)
+        self.cluster.access.files.write(&name, self.token())
+    }
+
+    /// The present token.
+    pub(crate) fn token(&self) -> String {
+        self.token.lock().unwrap().text.clone()
     }
 
     /// A client of this user, with the present token.
     pub(crate) fn client(&self) -> Client {
-        let token = self.token.lock().unwrap().text.clone();
-        self.cluster.access.client(&token)
+        self.cluster.access.client(&self.token())
     }
 
     /// Makes the token that is in use worthless: from then on it is answered with 401. Returns
