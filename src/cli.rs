@@ -308,8 +308,11 @@ async fn rbac(
         );
         return complain(FAILED_TO_START, &why);
     }
+    let needs = Needs::of(&config, offline);
     let home = namespace.or_else(|| config.kubernetes.namespace.clone());
-    let Some(home) = home.or(own) else {
+    // Where nobody gets rights it does not matter who.
+    let nobody = || needs.is_empty().then(String::new);
+    let Some(home) = home.or(own).or_else(nobody) else {
         let why = "which namespace is the ServiceAccount in? say it with --namespace, or set namespace in [kubernetes]";
         return complain(BAD_CONFIGURATION, why);
     };
@@ -318,7 +321,7 @@ async fn rbac(
         || path.display().to_string(),
         |name| name.display().to_string(),
     );
-    let roles = Roles::new(&Needs::of(&config, offline), account, &file);
+    let roles = Roles::new(&needs, account, &file);
     print(json, &roles.json(), || roles.yaml(), 0)
 }
 

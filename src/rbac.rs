@@ -88,6 +88,11 @@ impl Needs {
         needs
     }
 
+    /// Whether no rights are needed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.namespaces.is_empty() && self.everywhere == Everywhere::default()
+    }
+
     fn add_service(&mut self, config: &Config, service: &Service) {
         let name = &service.name;
         let why = |what: &str, key: &str| {
