@@ -88,10 +88,9 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         version: VERSION,
     };
     let provider = Arc::new(aws_lc_rs::default_provider());
-    // Both end with the select! that they stand in.
-    let never = CancellationToken::new();
     let mut following = std::pin::pin!(async {
-        kubernetes::run(Arc::clone(&cluster), Arc::clone(&provider), never.clone()).await;
+        let (cluster, provider) = (Arc::clone(&cluster), Arc::clone(&provider));
+        kubernetes::run(cluster, provider, CancellationToken::new()).await;
         std::future::pending::<Infallible>().await
     });
     // Reading may take for ever (a dead network file system); a signal ends it.
@@ -127,14 +126,13 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         Arc::clone(&cluster),
         Arc::clone(&provider),
         control.status(),
-        never.clone(),
     );
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
             never = memory => match never {},
             never = &mut following => match never {},
-            () = announcing => unreachable!("nobody stops it"),
+            never = announcing => match never {},
         }
     };
     let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);

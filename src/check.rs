@@ -7,7 +7,7 @@ use comfy_table::{Table, presets};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 
-use crate::config::{Config, Origin, Service};
+use crate::config::{Config, Service};
 use crate::control::{State, source_name};
 use crate::failure::Explained;
 use crate::source::SourceKey;
@@ -219,18 +219,50 @@ fn values(config: &Config, service: &Service) -> BTreeMap<&'static str, String> 
     let Some(origins) = config.origins.0.get(&service.name) else {
         return BTreeMap::new();
     };
-    let words = |origin: &Origin| match origin {
-        Origin::BuiltIn => "built-in default".to_owned(),
-        Origin::Defaults { line } => format!("[defaults], line {line}"),
-        Origin::Service { line } => format!("[services.{}], line {line}", service.name),
-        Origin::Environment(variable) => (*variable).to_owned(),
-        Origin::Annotation(annotation) => match config.backends.get(&service.name) {
-            Some(object) => format!("annotation {annotation} of Service {object}"),
-            None => format!("annotation {annotation}"),
-        },
-    };
     origins
         .iter()
-        .map(|(key, origin)| (*key, words(origin)))
+        .map(|(key, origin)| (*key, config.origin(&service.name, origin)))
         .collect()
+}
+
+#[cfg(all(test, feature = "kubernetes"))]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::kubernetes::{Cluster, Known, ObjectRef, ServiceObject, ServicePort};
+
+    #[test]
+    fn a_value_from_an_annotation_names_it_and_its_service() {
+        let object = ObjectRef::new("payments", "billing");
+        let service = ServiceObject {
+            object: object.clone(),
+            uid: String::new(),
+            created_at: 0,
+            annotations: BTreeMap::from([(
+                "konghq.com/client-cert".to_owned(),
+                "client".to_owned(),
+            )]),
+            ports: vec![ServicePort {
+                name: String::new(),
+                number: 443,
+            }],
+            external_name: None,
+        };
+        let mut cluster = Cluster::default();
+        let known = Known::Exists(Arc::new(service));
+        cluster.services.insert(object, known);
+        let text = "[services.a]\nlisten = \"127.0.0.1:7001\"\n\
+                    upstream = { service = \"billing\", namespace = \"payments\" }\n";
+        let path = Path::new("/etc/tlsward/config.toml");
+        let config = Config::parse_with(text, path, &BTreeMap::new(), &cluster).unwrap();
+        let service = config.services.values().next().unwrap();
+        let values = values(&config, service);
+        let annotation = "annotation konghq.com/client-cert of Service payments/billing";
+        assert_eq!(values["tls.secret"], annotation);
+        assert_eq!(values["tls.ca"], annotation, "its ca.crt");
+        assert_eq!(values["listen"], "[services.a], line 2");
+        assert_eq!(values["tls.verify"], "built-in default");
+    }
 }

@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Client, ReloadOutcome};
 use crate::app::{self, BAD_CONFIGURATION, FAILED_TO_START, RunOptions};
 use crate::cluster::Store;
+use crate::config::kubernetes::ObjectRef;
 use crate::config::{Config, Listen, ServiceName};
-use crate::control::{self, Refused, State};
+use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
+use crate::rbac::{Needs, Roles};
 use crate::telemetry::LogFormat;
 use crate::{check, clock, kubernetes, probe, status};
 
@@ -86,6 +88,29 @@ enum Command {
         /// Return when the process has ended: no later than shutdown_delay and shutdown_timeout.
         #[arg(long)]
         wait: bool,
+    },
+    /// Print the Kubernetes roles that the configuration needs, and nothing more.
+    ///
+    /// Asks the cluster for the annotations of the Services that the configuration names or
+    /// discovers, since they may name Secrets: as the pod's service account, or by what KUBECONFIG
+    /// or ~/.kube/config says. Exit code 0: printed; 1: the cluster could not be asked; 2: mistakes
+    /// in the configuration.
+    Rbac {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The ServiceAccount that tlsward runs as.
+        #[arg(long, value_name = "NAME", default_value = "tlsward")]
+        service_account: String,
+        /// Its namespace, in which names without one are looked up too. Default: what the
+        /// configuration or the pod says.
+        #[arg(long, value_name = "NAMESPACE")]
+        namespace: Option<String>,
+        /// Ask nobody: print what the file alone says, and what is missing.
+        #[arg(long)]
+        offline: bool,
+        /// Print JSON, a List for kubectl.
+        #[arg(long)]
+        json: bool,
     },
     /// See it work: a throw-away CA, an mTLS server, the proxy, traffic and a live rotation.
     Demo {
@@ -176,7 +201,8 @@ async fn carry_out(command: Command) -> ExitCode {
                 log_format,
                 environment: environment(),
             };
-            app::run(options).await
+            // In a box: it is large, and the other commands would carry it with them.
+            Box::pin(app::run(options)).await
         }
         Command::Check { file, json } => match examine(file.path()).await {
             Ok(state) => {
@@ -198,6 +224,13 @@ async fn carry_out(command: Command) -> ExitCode {
         Command::Reload(ask) => reload(ask).await,
         Command::Status(ask) => show_status(ask).await,
         Command::Stop { ask, wait } => stop(ask, wait).await,
+        Command::Rbac {
+            file,
+            service_account,
+            namespace,
+            offline,
+            json,
+        } => rbac(file.path(), &service_account, namespace, offline, json).await,
         Command::Demo {
             keep_running,
             directory,
@@ -242,6 +275,54 @@ async fn examine(path: PathBuf) -> Result<State, Refused> {
         state = control::examine(path, &environment, provider, cluster) => state,
         () = following => unreachable!("nobody stops it"),
     }
+}
+
+async fn rbac(
+    path: PathBuf,
+    service_account: &str,
+    namespace: Option<String>,
+    offline: bool,
+    json: bool,
+) -> ExitCode {
+    let environment = environment();
+    let own = namespace.clone().or_else(kubernetes::own_namespace);
+    let store = Store::new(own.clone());
+    let following = kubernetes::run(
+        Arc::clone(&store),
+        Arc::new(aws_lc_rs::default_provider()),
+        CancellationToken::new(),
+    );
+    let survey = tokio::select! {
+        survey = control::survey(path.clone(), &environment, Arc::clone(&store), offline) => survey,
+        () = following => unreachable!("nobody stops it"),
+    };
+    let Survey { config, unanswered } = match survey {
+        Ok(survey) => survey,
+        Err(refused) => return refuse(&refused, json),
+    };
+    if !unanswered.is_empty() {
+        let why = format!(
+            "the cluster could not be asked which Secrets annotations name:\n  {}\n\
+             fix that, or print what the file alone says with --offline",
+            unanswered.join("\n  ")
+        );
+        return complain(FAILED_TO_START, &why);
+    }
+    let needs = Needs::of(&config, offline);
+    let home = namespace.or_else(|| config.kubernetes.namespace.clone());
+    // Where nobody gets rights it does not matter who.
+    let nobody = || needs.is_empty().then(String::new);
+    let Some(home) = home.or(own).or_else(nobody) else {
+        let why = "which namespace is the ServiceAccount in? say it with --namespace, or set namespace in [kubernetes]";
+        return complain(BAD_CONFIGURATION, why);
+    };
+    let account = ObjectRef::new(home, service_account);
+    let file = path.file_name().map_or_else(
+        || path.display().to_string(),
+        |name| name.display().to_string(),
+    );
+    let roles = Roles::new(&needs, account, &file);
+    print(json, &roles.json(), || roles.yaml(), 0)
 }
 
 async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {

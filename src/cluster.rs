@@ -264,7 +264,29 @@ impl Store {
             own_namespace: self.own_namespace.clone(),
             discovered: discovered.map(|(object, _)| object.clone()).collect(),
             services,
+            assumed: BTreeMap::new(),
         }
+    }
+
+    /// What is in trouble, with the reason.
+    #[cfg(test)]
+    pub(crate) fn troubles(&self) -> BTreeMap<Subject, Explained> {
+        fn of<'k, K: 'k + Clone, V: 'k>(
+            entries: &'k BTreeMap<K, Entry<V>>,
+            subject: impl Fn(K) -> Subject + 'k,
+        ) -> impl Iterator<Item = (Subject, Explained)> + 'k {
+            entries.iter().filter_map(move |(key, entry)| {
+                let why = entry.trouble.clone()?;
+                Some((subject(key.clone()), why))
+            })
+        }
+        let known = self.known();
+        let discovery = known.discovered.trouble.clone();
+        of(&known.data, Subject::Data)
+            .chain(of(&known.services, Subject::Service))
+            .chain(of(&known.endpoints, Subject::Endpoints))
+            .chain(discovery.map(|why| (Subject::Discovery, why)))
+            .collect()
     }
 
     /// Waits for changes of objects with certificates, and names them. Cancel-safe: what was not

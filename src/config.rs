@@ -182,6 +182,20 @@ impl Config {
         self.discovered.contains(name)
     }
 
+    /// Where a value of a service was written, in words.
+    pub(crate) fn origin(&self, service: &ServiceName, origin: &Origin) -> String {
+        match origin {
+            Origin::BuiltIn => "built-in default".to_owned(),
+            Origin::Defaults { line } => format!("[defaults], line {line}"),
+            Origin::Service { line } => format!("[services.{service}], line {line}"),
+            Origin::Environment(variable) => (*variable).to_owned(),
+            Origin::Annotation(annotation) => match self.backends.get(service) {
+                Some(object) => format!("annotation {annotation} of Service {object}"),
+                None => format!("annotation {annotation}"),
+            },
+        }
+    }
+
     /// Only `admin.listen`, from a configuration that may have mistakes elsewhere: for commands
     /// that ask the running process. `None` is `"off"`.
     ///

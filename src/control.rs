@@ -189,6 +189,11 @@ impl Control {
         Ok(control)
     }
 
+    /// What is going on, now and as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
     /// Services that do not serve as configured, each with the reason.
     pub(crate) fn not_ready(&self) -> Vec<(String, Explained)> {
         let status = self.status.borrow();
@@ -196,11 +201,6 @@ impl Control {
         waiting
             .filter_map(|service| Some((service.name.clone(), service.problem.clone()?)))
             .collect()
-    }
-
-    /// Status, now and as it changes.
-    pub(crate) fn status(&self) -> watch::Receiver<Arc<Status>> {
-        self.status.subscribe()
     }
 
     /// Carries out what happens until the drain begins; then stops accepting.
@@ -569,6 +569,43 @@ pub(crate) async fn examine(
     state.rebuild();
     cluster::feed(&state, &cluster, None);
     Ok(state)
+}
+
+/// A configuration and what is known of the Services in it, for `tlsward rbac`.
+pub(crate) struct Survey {
+    pub(crate) config: Config,
+    /// What could not be asked of the API server, and why.
+    pub(crate) unanswered: Vec<String>,
+}
+
+/// Reads the configuration, and asks the API server for its Services alone; `offline`: asks
+/// nothing and says what stands in the file.
+///
+/// # Errors
+/// The configuration has mistakes.
+pub(crate) async fn survey(
+    path: PathBuf,
+    environment: &BTreeMap<String, String>,
+    store: Arc<Store>,
+    offline: bool,
+) -> Result<Survey, Refused> {
+    let readings = read(BTreeSet::from([SourceKey::Config(path.clone())]), &store).await;
+    let parts = Parts {
+        text: &config_text(readings.first()),
+        path: &path,
+        environment,
+        store: &store,
+        accepted: &Accepted::new(),
+    };
+    if offline {
+        return Ok(Survey {
+            config: cluster::file_alone(&parts)?,
+            unanswered: Vec::new(),
+        });
+    }
+    let config = cluster::survey(&parts, ASK_AT_START).await?;
+    let unanswered = cluster::unanswered(&config, &store);
+    Ok(Survey { config, unanswered })
 }
 
 fn log_state(status: &Status) {

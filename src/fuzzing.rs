@@ -89,6 +89,7 @@ pub fn annotations(bytes: &[u8]) {
         own_namespace: Some("own".to_owned()),
         discovered: services.keys().cloned().collect(),
         services,
+        ..Cluster::default()
     };
     let path = Path::new("/etc/tlsward/config.toml");
     let environment = BTreeMap::new();

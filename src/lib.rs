@@ -40,6 +40,7 @@ mod metrics;
 mod mountinfo;
 mod probe;
 mod proxy;
+mod rbac;
 mod route;
 mod shutdown;
 mod signal;

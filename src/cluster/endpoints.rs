@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 /// several slices, or with addresses of both families, is one backend for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Backend {
-    /// What makes two entries one: the pod's uid, or else its address.
+    /// What makes two entries one: the pod's uid, or else its address and ports.
     pub(crate) id: String,
     /// `addresses`; of one family. The first counts: the API gives the others no meaning.
     pub(crate) addresses: Vec<IpAddr>,
@@ -235,7 +235,7 @@ mod tests {
         let here = &place(Some("a"), None);
         let (one, two) = (for_zones("1", &["a"]), for_zones("2", &["b"]));
         let both = for_zones("3", &["a", "b"]);
-        let all = [one.clone(), two.clone(), both.clone()];
+        let all = [one.clone(), two.clone(), both];
         assert_eq!(chosen_at(here, &all), ["1", "3"]);
         // Somewhere else, or nowhere.
         assert_eq!(chosen_at(&place(Some("c"), None), &all), ["1", "2", "3"]);

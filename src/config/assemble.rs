@@ -21,7 +21,7 @@ mod backend;
 mod discovered;
 mod layers;
 
-use layers::{Inherited, Layers, Standing};
+use layers::{Inherited, Layers, Standing, Subject};
 
 /// Builds the configuration. What is wrong in the file or the environment goes to `findings`; if
 /// there is anything, the result is not to be used.
@@ -233,11 +233,16 @@ impl Services {
         cluster: &Cluster,
         findings: &mut Findings<'_>,
     ) {
-        let object = match &service.table.upstream {
-            Slot::Set(WrittenUpstream::Service(object, _), _) => Some(object),
-            _ => None,
+        let (object, assumed) = match &service.table.upstream {
+            Slot::Set(WrittenUpstream::Service(object, port), _) => {
+                let annotations = cluster.assumed.get(object);
+                let assumed = annotations.map(|it| backend::assumed(object, port.as_ref(), it));
+                (Some(object), assumed.map(Arc::new).map(Known::Exists))
+            }
+            _ => (None, None),
         };
         let known = object.and_then(|object| cluster.services.get(object));
+        let known = known.or(assumed.as_ref());
         let exists = match known {
             Some(Known::Exists(exists)) => Some(exists),
             _ => None,
@@ -249,16 +254,15 @@ impl Services {
         let annotations = exists
             .filter(|_| kubernetes.annotations)
             .map(|exists| Annotations::read(exists));
-        let mut layers = Layers::new(
-            &service.name,
-            service.at,
-            &service.table,
+        let subject = Subject {
+            name: &service.name,
+            at: service.at,
+            own: &service.table,
             standing,
-            exists.map(Arc::as_ref),
-            annotations.as_ref(),
-            inherited,
-            findings,
-        );
+            object: exists.map(Arc::as_ref),
+            annotations: annotations.as_ref(),
+        };
+        let mut layers = Layers::new(subject, inherited, findings);
         let listen = layers.listen();
         let upstream = layers.upstream();
         let built = layers.service(listen.clone(), upstream);

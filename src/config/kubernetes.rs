@@ -205,6 +205,9 @@ pub struct Cluster {
     pub services: BTreeMap<ObjectRef, Known>,
     /// Which of them match `[kubernetes.discovery]`.
     pub discovered: BTreeSet<ObjectRef>,
+    /// Services that count as existing where nothing is known of them, with these annotations and
+    /// whatever port is asked for: to learn what the file alone says. Default: none.
+    pub assumed: BTreeMap<ObjectRef, BTreeMap<String, String>>,
 }
 
 /// What is known of one Service.

@@ -15,9 +15,11 @@ use super::credentials::Credentials;
 use super::report::Facts;
 use super::state::State;
 use super::text::{Refused, parse};
-use crate::cluster::{Backend, Place, Store, Wanted, choose};
+use crate::cluster::{Backend, Entry, Place, Store, Wanted, choose};
 use crate::config::kubernetes::{self, Known, ObjectRef, ServiceObject};
-use crate::config::{Config, IdentitySource, Obstacle, Service, ServiceName, Unbuilt, Upstream};
+use crate::config::{
+    Config, IdentitySource, Obstacle, Problem, Service, ServiceName, Unbuilt, Upstream,
+};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::route::Endpoints;
@@ -71,6 +73,84 @@ pub(super) async fn assemble(
             return Ok(assembly);
         }
     }
+}
+
+/// The configuration with what is known of Services, waiting as [`assemble`] does, and with
+/// nothing else asked of the API server: not what Secrets hold.
+///
+/// # Errors
+/// The text has mistakes.
+pub(super) async fn survey(parts: &Parts<'_>, limit: Duration) -> Result<Config, Refused> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let view = parts.store.view();
+        let Assembly { config, .. } = assemble_once(parts, &view)?;
+        let services = Wanted {
+            data: BTreeSet::new(),
+            endpoints: BTreeSet::new(),
+            ..wanted(&config, &view)
+        };
+        parts.store.follow(services.clone());
+        if services.is_empty() {
+            return Ok(config);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        parts.store.answered(&services, left).await;
+        if parts.store.view() == view {
+            return Ok(config);
+        }
+    }
+}
+
+/// What the API server was asked by [`survey`] and has not told, and why.
+pub(super) fn unanswered(config: &Config, store: &Store) -> Vec<String> {
+    fn why<T>(entry: &Entry<T>) -> Option<String> {
+        match (&entry.trouble, &entry.value) {
+            (Some(trouble), _) => Some(format!("{trouble}; {}", trouble.hint)),
+            (None, None) => Some("no answer in time".to_owned()),
+            (None, Some(_)) => None,
+        }
+    }
+    let named = config
+        .backends
+        .iter()
+        .filter(|(name, _)| !config.is_discovered(name))
+        .map(|(_, object)| object);
+    let named: BTreeSet<&ObjectRef> = named.collect();
+    let mut unanswered: Vec<String> = named
+        .into_iter()
+        .filter_map(|object| {
+            let why = why(&store.service(object))?;
+            Some(format!("Service {object}: {why}"))
+        })
+        .collect();
+    if config.kubernetes.discovery.is_some() {
+        let why = why(&store.discovered());
+        unanswered.extend(why.map(|why| format!("discovery: {why}")));
+    }
+    unanswered
+}
+
+/// The configuration as the file alone has it: every Service that it names is assumed to exist,
+/// and to say by annotations no more than a service cannot do without.
+///
+/// # Errors
+/// The text has mistakes.
+pub(super) fn file_alone(parts: &Parts<'_>) -> Result<Config, Refused> {
+    let mut view = parts.store.view();
+    let parse = |view: &kubernetes::Cluster| parse(parts.text, parts.path, parts.environment, view);
+    for object in parse(&view)?.backends.into_values() {
+        view.assumed.insert(object, BTreeMap::new());
+    }
+    // Where no file, variable or default says it, an annotation must: which certificate to
+    // present, and whom to trust. Here that means none, so that the rest of the service is seen.
+    for (annotation, value) in [("tlsward/client-auth", "false"), ("tlsward/verify", "none")] {
+        for unbuilt in parse(&view)?.unbuilt.into_values() {
+            let said = view.assumed.entry(unbuilt.object).or_default();
+            said.insert(annotation.to_owned(), value.to_owned());
+        }
+    }
+    parse(&view)
 }
 
 fn assemble_once(parts: &Parts<'_>, view: &kubernetes::Cluster) -> Result<Assembly, Refused> {
@@ -179,7 +259,7 @@ pub(super) fn explain(obstacle: &Obstacle, object: &ObjectRef, store: &Store) ->
             format!("Service {object} does not exist"),
         ),
         Obstacle::Mistakes(problems) => {
-            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            let problems: Vec<String> = problems.iter().map(in_one_line).collect();
             Explained::new(Reason::BadAnnotation, problems.join("; "))
         }
         Obstacle::ListenerTaken { by } => Explained::new(
@@ -187,6 +267,13 @@ pub(super) fn explain(obstacle: &Obstacle, object: &ObjectRef, store: &Store) ->
             format!("Service {object} asks for the listener of service {by}"),
         ),
     }
+}
+
+/// Where, why and what to do, without the line of the file that shows it.
+fn in_one_line(problem: &Problem) -> String {
+    let text = problem.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    format!("{first}; {}", problem.fix)
 }
 
 /// What a service has to do with Kubernetes.

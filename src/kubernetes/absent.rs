@@ -1,6 +1,7 @@
 //! In a build without Kubernetes support: the configuration refuses all that would need it, so
 //! nothing is ever wanted.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -15,17 +16,16 @@ pub(crate) fn own_namespace() -> Option<String> {
     None
 }
 
-/// Waits for the end: there is nobody to tell.
+/// Waits for the end.
+pub(crate) async fn run(_: Arc<Store>, _: Arc<CryptoProvider>, stop: CancellationToken) {
+    stop.cancelled().await;
+}
+
+/// Tells nobody.
 pub(crate) async fn announce(
     _: Arc<Store>,
     _: Arc<CryptoProvider>,
     _: watch::Receiver<Arc<Status>>,
-    stop: CancellationToken,
-) {
-    stop.cancelled().await;
-}
-
-/// Waits for the end.
-pub(crate) async fn run(_: Arc<Store>, _: Arc<CryptoProvider>, stop: CancellationToken) {
-    stop.cancelled().await;
+) -> Infallible {
+    std::future::pending().await
 }

@@ -545,3 +545,6 @@ impl Keep for DiscoveredKeep {
         self.found.change(&self.scope, |part| part.trouble = None);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -252,3 +252,6 @@ impl Watch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

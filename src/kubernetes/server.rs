@@ -1,6 +1,7 @@
 //! Where the API server is, who we are to it, and how it is reached.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HOST, HeaderValue, USER_AGENT};
 use hyper::http::uri::Scheme;
 use hyper::{Method, Request, Response, Uri};
-use kube::client::ConfigExt as _;
-use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig};
+use kube::client::{AuthError, ConfigExt as _};
+use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -55,9 +56,8 @@ pub(super) trait Dial: Send + Sync {
 pub(super) struct Server {
     /// As people know it: `https://10.0.0.1:443`.
     pub(super) name: String,
-    /// Who we are is read from a file only when this is made: where the server does not know us
-    /// (any more), it is worth to make it anew.
-    pub(super) from_kubeconfig: bool,
+    /// A number for who we are to it, to see whether that has changed.
+    pub(super) who: u64,
     host: HeaderValue,
     /// What stands before each path; without a slash at its end.
     prefix: String,
@@ -87,34 +87,43 @@ impl Server {
         let settings = settings.clone();
         let provider = Arc::clone(provider);
         // Reads files, and may run a program that the kubeconfig names.
-        let found = tokio::task::spawn_blocking(move || {
-            let (config, from_kubeconfig) = configuration(&settings)?;
-            Self::of(config, from_kubeconfig, &provider)
-        });
-        found
-            .await
-            .unwrap_or_else(|error| Err(format!("the search for the API server failed: {error}")))
+        let found =
+            tokio::task::spawn_blocking(move || Self::of(&configuration(&settings)?, &provider));
+        let mut server = found.await.unwrap_or_else(|error| {
+            Err(format!("the search for the API server failed: {error}"))
+        })?;
+        // A token shows in the head of a request, wherever it comes from.
+        let mut who = DefaultHasher::new();
+        server.who.hash(&mut who);
+        let request = server.request(Method::GET, "/").await?;
+        for (name, value) in request.headers() {
+            (name.as_str(), value.as_bytes()).hash(&mut who);
+        }
+        server.who = who.finish();
+        Ok(server)
     }
 
-    fn of(
-        config: Config,
-        from_kubeconfig: bool,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
+    fn of(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let url = &config.cluster_url;
         let name = url.to_string().trim_end_matches('/').to_owned();
         let authority = url
             .authority()
             .ok_or_else(|| format!("{name}: a URL of an API server has a host"))?;
-        let dial = Direct::to(&config, provider).map_err(|why| format!("{name}: {why}"))?;
+        let of_this = |why| format!("{name}: {why}");
+        let certificate = client_certificate(&config.auth_info).map_err(of_this)?;
+        let mut who = DefaultHasher::new();
+        if let Some((chain, key)) = &certificate {
+            (chain, key.secret_der()).hash(&mut who);
+        }
+        let dial = Direct::to(config, certificate, provider).map_err(of_this)?;
         Ok(Self {
             host: HeaderValue::from_str(authority.as_str())
                 .map_err(|_| format!("{name}: the host is not one"))?,
             prefix: url.path().trim_end_matches('/').to_owned(),
             dial: Box::new(dial),
-            credentials: credentials(&config)?,
+            credentials: credentials(config)?,
+            who: who.finish(),
             name,
-            from_kubeconfig,
         })
     }
 
@@ -123,7 +132,7 @@ impl Server {
     pub(super) fn anonymous(name: &str, dial: impl Dial + 'static) -> Self {
         Self {
             name: name.to_owned(),
-            from_kubeconfig: false,
+            who: 0,
             host: HeaderValue::from_static("test"),
             prefix: String::new(),
             dial: Box::new(dial),
@@ -148,7 +157,11 @@ impl Server {
         let credentials = self.credentials.clone().oneshot(head).await;
         let mut request = Request::new(());
         *request.headers_mut() = credentials
-            .map_err(|error| format!("our credentials cannot be read: {error}"))?
+            .map_err(|error| match error.downcast_ref() {
+                Some(error) => without_secrets(error),
+                None => error.to_string(),
+            })
+            .map_err(|error| format!("our credentials cannot be used: {error}"))?
             .into_parts()
             .0
             .headers;
@@ -164,15 +177,15 @@ impl Server {
     }
 }
 
-/// What kube makes of the surroundings, and whether it comes from a kubeconfig.
-fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
+/// What kube makes of the surroundings.
+fn configuration(settings: &Kubernetes) -> Result<Config, String> {
     // `context` is a word of kubeconfigs.
     let named = settings.kubeconfig.is_some() || settings.context.is_some();
     let outside = if named {
         None
     } else {
         match Config::incluster() {
-            Ok(config) => return Ok((config, false)),
+            Ok(config) => return Ok(config),
             Err(kube::config::InClusterError::ReadEnvironmentVariable(_)) => {
                 Some("not in a pod (KUBERNETES_SERVICE_HOST is not set)")
             }
@@ -195,7 +208,17 @@ fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
         Some(outside) => format!("{outside}; and {place}: {error}"),
         None => format!("{place}: {error}"),
     };
-    let kubeconfig = kubeconfig.map_err(|error| fail(&error))?;
+    let kubeconfig = kubeconfig.map_err(|error| match &error {
+        // Its text shows the lines around the mistake, in which a token may stand.
+        KubeconfigError::Parse(error) => {
+            let place = error.location();
+            let place = place.map_or(String::new(), |at| {
+                format!(" (line {}, column {})", at.line(), at.column())
+            });
+            fail(&format!("not the YAML of a kubeconfig{place}"))
+        }
+        error => fail(error),
+    })?;
     let options = KubeConfigOptions {
         context: settings.context.clone(),
         ..KubeConfigOptions::default()
@@ -205,12 +228,21 @@ fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
     let config = tokio::runtime::Handle::current()
         .block_on(Config::from_custom_kubeconfig(kubeconfig, &options))
         .map_err(|error| fail(&error))?;
+    if let Some(token) = &config.auth_info.token {
+        // kube would panic.
+        let text = token.expose_secret();
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(fail(
+                &"token: holds blanks, line ends or other letters that no token has",
+            ));
+        }
+    }
     if let Some(proxy) = proxy {
         return Err(fail(&format!(
             "proxy-url {proxy}: proxies to the API server are not supported"
         )));
     }
-    Ok((config, true))
+    Ok(config)
 }
 
 /// `proxy-url` of the cluster; what `HTTPS_PROXY` says is not followed.
@@ -229,12 +261,9 @@ fn proxy_of(kubeconfig: &Kubeconfig, options: &KubeConfigOptions) -> Option<Stri
 /// Tokens, token files (read again each minute), plugins, impersonation: all kube's.
 fn credentials(config: &Config) -> Result<Credentials, String> {
     let fail = |error: &dyn fmt::Display| format!("our credentials cannot be used: {error}");
-    let auth = config.auth_layer().map_err(|error| match error {
-        // Its text has all that the plugin printed, which may be a token.
-        kube::Error::Auth(kube::client::AuthError::AuthExecRun { cmd, out }) => {
-            fail(&format!("{cmd} of the kubeconfig failed: {}", out.status))
-        }
-        error => fail(&error),
+    let auth = config.auth_layer().map_err(|error| match &error {
+        kube::Error::Auth(error) => fail(&without_secrets(error)),
+        error => fail(error),
     })?;
     if auth.is_none() && config.auth_info.exec.is_some() {
         return Err(fail(
@@ -257,6 +286,19 @@ fn credentials(config: &Config) -> Result<Credentials, String> {
     Ok(BoxCloneSyncService::new(service))
 }
 
+/// What went wrong, without what a plugin was told and what it printed, which may be a token.
+fn without_secrets(error: &AuthError) -> String {
+    match error {
+        AuthError::AuthExecRun { out, .. } => {
+            format!("the plugin of the kubeconfig failed: {}", out.status)
+        }
+        AuthError::AuthExecParse(_) | AuthError::ParseTokenKey(_) => {
+            "what the plugin of the kubeconfig printed cannot be read".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
 /// TCP, and TLS on top of it.
 struct Direct {
     host: String,
@@ -273,12 +315,16 @@ struct Tls {
 }
 
 impl Direct {
-    fn to(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn to(
+        config: &Config,
+        certificate: Option<ClientCertificate>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let url = &config.cluster_url;
         let host = url.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let tls = if url.scheme() == Some(&Scheme::HTTPS) {
-            Some(Tls::new(config, host, provider)?)
+            Some(Tls::new(config, host, certificate, provider)?)
         } else if is_this_machine(host) {
             None
         } else {
@@ -330,7 +376,12 @@ impl Dial for Direct {
 }
 
 impl Tls {
-    fn new(config: &Config, host: &str, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn new(
+        config: &Config,
+        host: &str,
+        certificate: Option<ClientCertificate>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let name = config.tls_server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| format!("{name:?} can stand in no certificate"))?;
@@ -357,7 +408,7 @@ impl Tls {
         } else {
             builder.with_webpki_verifier(verifier(roots, provider)?)
         };
-        let mut client = match client_certificate(&config.auth_info)? {
+        let mut client = match certificate {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|error| format!("our client certificate: {error}"))?,
@@ -512,3 +563,6 @@ impl ServerCertVerifier for Anybody {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::config::kubernetes::ServiceBackend;
 use crate::metrics::{EndpointGauge, ServiceMetrics};
+use crate::tls::tickets::Partition;
 
 /// For how long an endpoint is set aside at first; twice as long each time that it fails again.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -107,6 +108,7 @@ impl Endpoints {
                             id: id.into(),
                             addresses: addresses.into(),
                             open: old.map_or_else(Arc::default, |old| Arc::clone(&old.open)),
+                            sessions: Partition::new(),
                             in_trouble: AtomicBool::new(false),
                             trouble: Mutex::default(),
                         }),
@@ -217,6 +219,8 @@ struct Endpoint {
     addresses: Box<[SocketAddr]>,
     /// Our connections, the dialled ones included; goes on where the addresses change.
     open: Arc<AtomicUsize>,
+    /// Its TLS sessions, which another endpoint could not resume.
+    sessions: Partition,
     /// `trouble` is to be asked.
     in_trouble: AtomicBool,
     trouble: Mutex<Trouble>,
@@ -296,6 +300,10 @@ impl Held {
     /// Never empty.
     pub(crate) fn addresses(&self) -> &[SocketAddr] {
         &self.0.addresses
+    }
+
+    pub(crate) fn sessions(&self) -> Partition {
+        self.0.sessions
     }
 
     /// It answered as it should: whatever there was against it is forgotten.

@@ -14,7 +14,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 
 use super::identity::Identity;
-use super::tickets::{Provenance, Tickets};
+use super::tickets::{Partition, Provenance, Tickets};
 use super::trust::Trust;
 use super::verifier::{Verifier, record_failure};
 use crate::config::{
@@ -29,10 +29,23 @@ pub(crate) struct Connector {
     config: Arc<ClientConfig>,
     /// `None` where the policy wants no resumption.
     tickets: Option<Arc<Tickets>>,
+    /// The sessions that are resumed, where one name stands for several servers.
+    partition: Option<Partition>,
     records: RecordLayer,
 }
 
 impl Connector {
+    /// The same towards one of several endpoints that have a name in common: it resumes the
+    /// sessions of that one.
+    pub(crate) fn towards(&self, partition: Partition) -> Self {
+        Self {
+            config: Arc::clone(&self.config),
+            tickets: self.tickets.clone(),
+            partition: Some(partition),
+            records: self.records,
+        }
+    }
+
     /// A connection that has made its hello, and where its sessions come from: whatever rustls
     /// does for it from now on is to be done within that.
     ///
@@ -61,7 +74,7 @@ impl Connector {
         &self,
         connection: impl FnOnce(Arc<ClientConfig>) -> Result<T, rustls::Error>,
     ) -> Result<(T, Provenance), rustls::Error> {
-        let mut provenance = Provenance::now(self.tickets.as_deref());
+        let mut provenance = Provenance::now(self.tickets.as_deref(), self.partition);
         let connection = provenance.within(|| connection(Arc::clone(&self.config)))?;
         Ok((connection, provenance))
     }
@@ -84,6 +97,7 @@ impl Connector {
         Arc::new(Self {
             config: Arc::new(config),
             tickets: self.tickets.clone(),
+            partition: self.partition,
             records: self.records,
         })
     }
@@ -96,6 +110,7 @@ impl Connector {
         Arc::new(Self {
             config: Arc::new(config),
             tickets,
+            partition: self.partition,
             records: self.records,
         })
     }
@@ -146,6 +161,7 @@ pub(crate) fn client_config(
     Ok(Arc::new(Connector {
         config: Arc::new(config),
         tickets,
+        partition: None,
         records: policy.record_layer,
     }))
 }

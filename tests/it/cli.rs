@@ -484,6 +484,94 @@ async fn status_of_nobody_says_where_it_asked() {
     assert!(said.contains(config.admin_address()), "{said}");
 }
 
+// === rbac ===
+
+/// As [`with_file`], with nobody there who could be asked.
+async fn rbac_offline(arguments: &[&str], text: &str) -> Output {
+    let pki = Pki::new();
+    let file = pki.write("config.toml", text);
+    let command = [&["rbac", "--offline"], arguments].concat();
+    with_file(&command, &file).await
+}
+
+#[tokio::test]
+async fn rbac_says_offline_what_the_file_alone_says_even_where_annotations_must_say_the_rest() {
+    // The certificate, and whether to verify, would come from annotations.
+    let text = r#"
+[services.billing]
+listen = "127.0.0.1:7001"
+upstream = { service = "billing", namespace = "payments", port = "https" }
+tls.ca = { secret = "shared/internal-ca" }
+
+[services.orders]
+listen = "127.0.0.1:7002"
+upstream = { service = "orders", namespace = "payments", port = 8443 }
+"#;
+    let arguments = ["--namespace", "home", "--service-account", "proxy"];
+    let output = rbac_offline(&arguments, text).await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_said(&output));
+    let said = stdout(&output);
+    for part in [
+        "# NOTE: made offline",
+        "kind: Role\nmetadata:\n  name: proxy-of-home\n  namespace: shared\n",
+        "      - internal-ca\n    verbs: [get, list, watch]\n",
+        "      - billing\n      # upstream of orders\n      - orders\n",
+        "  - kind: ServiceAccount\n    name: proxy\n    namespace: home\n",
+    ] {
+        assert!(said.contains(part), "no {part:?} in:\n{said}");
+    }
+    let output = rbac_offline(&[&arguments[..], &["--json"]].concat(), text).await;
+    let list = json(&output);
+    assert_eq!(list["kind"], "List");
+    let items = list["items"].as_array().unwrap();
+    let places = items.iter().map(|it| {
+        let text = |place| it.pointer(place).and_then(Value::as_str).unwrap();
+        (text("/kind"), text("/metadata/namespace"))
+    });
+    assert_eq!(
+        places.collect::<Vec<_>>(),
+        [
+            ("Role", "payments"),
+            ("RoleBinding", "payments"),
+            ("Role", "shared"),
+            ("RoleBinding", "shared"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn rbac_refuses_what_check_refuses_and_wants_to_know_whose_rights_they_are() {
+    let output = rbac_offline(&[], "[services.billing]\nlisen = 1\n").await;
+    assert_eq!(output.status.code(), Some(2), "{}", all_said(&output));
+    assert!(
+        all_said(&output).contains("listen"),
+        "{}",
+        all_said(&output)
+    );
+    let text = "[services.a]\nlisten = \"127.0.0.1:7001\"\nupstream = \"a.test:1\"\n\
+        tls.secret = \"payments/a\"\ntls.verify = \"none\"\n";
+    let output = rbac_offline(&[], text).await;
+    assert_eq!(output.status.code(), Some(2), "{}", all_said(&output));
+    assert!(
+        all_said(&output).contains("--namespace"),
+        "{}",
+        all_said(&output)
+    );
+}
+
+#[tokio::test]
+async fn rbac_of_a_file_without_kubernetes_prints_no_role() {
+    let (_pki, _upstream, _, file) = fine().await;
+    let output = with_file(&["rbac"], &file).await;
+    assert_eq!(output.status.code(), Some(0), "{}", all_said(&output));
+    let said = stdout(&output);
+    assert!(
+        said.contains("needs nothing of the Kubernetes API"),
+        "{said}"
+    );
+    assert!(said.lines().all(|line| line.starts_with('#')), "{said}");
+}
+
 // === what is printed for others ===
 
 #[tokio::test]
@@ -518,7 +606,7 @@ async fn version_and_help_are_exit_code_0() {
     let output = tlsward(["--help"]).await;
     assert_eq!(output.status.code(), Some(0));
     for command in [
-        "run", "check", "probe", "reload", "status", "stop", "demo", "schema",
+        "run", "check", "probe", "reload", "status", "stop", "rbac", "demo", "schema",
     ] {
         assert!(stdout(&output).contains(command), "{command}");
     }

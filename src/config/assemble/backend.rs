@@ -1,7 +1,9 @@
 //! From a Kubernetes Service and a port to where connections go.
 
+use std::collections::BTreeMap;
+
 use crate::config::kubernetes::names::PortRef;
-use crate::config::kubernetes::{ServiceBackend, ServiceObject};
+use crate::config::kubernetes::{ObjectRef, ServiceBackend, ServiceObject, ServicePort};
 use crate::config::problem::Wrong;
 use crate::config::{Upstream, UpstreamAddress};
 
@@ -30,10 +32,28 @@ pub(super) fn upstream(service: &ServiceObject, port: Option<&PortRef>) -> Resul
     }))
 }
 
-fn find<'s>(
-    service: &'s ServiceObject,
+/// A Service that has the port.
+pub(super) fn assumed(
+    object: &ObjectRef,
     port: Option<&PortRef>,
-) -> Result<&'s crate::config::kubernetes::ServicePort, Wrong> {
+    annotations: &BTreeMap<String, String>,
+) -> ServiceObject {
+    let (name, number) = match port {
+        Some(PortRef::Name(name)) => (name.clone(), 1),
+        Some(PortRef::Number(number)) => (String::new(), *number),
+        None => (String::new(), 1),
+    };
+    ServiceObject {
+        object: object.clone(),
+        uid: String::new(),
+        created_at: 0,
+        annotations: annotations.clone(),
+        ports: vec![ServicePort { name, number }],
+        external_name: None,
+    }
+}
+
+fn find<'s>(service: &'s ServiceObject, port: Option<&PortRef>) -> Result<&'s ServicePort, Wrong> {
     let object = &service.object;
     let ports = &service.ports;
     let there_are = || match ports.is_empty() {

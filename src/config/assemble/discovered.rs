@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::layers::{Inherited, Layers, Standing};
+use super::layers::{Inherited, Layers, Standing, Subject};
 use super::{Services, backend};
 use crate::config::annotations::{self, Annotations, LISTEN, PORT};
 use crate::config::document::ServiceTable;
@@ -99,16 +99,15 @@ impl Services {
 
         let annotations = Annotations::read(service);
         let nothing = ServiceTable::default();
-        let mut layers = Layers::new(
-            &name,
-            At::Service,
-            &nothing,
-            Standing::Discovered,
-            Some(service),
-            Some(&annotations),
-            inherited,
-            findings,
-        );
+        let subject = Subject {
+            name: &name,
+            at: At::Service,
+            own: &nothing,
+            standing: Standing::Discovered,
+            object: Some(service),
+            annotations: Some(&annotations),
+        };
+        let mut layers = Layers::new(subject, inherited, findings);
         let built = layers.service(listen.clone(), upstream);
         let Layers {
             mut origins, alone, ..

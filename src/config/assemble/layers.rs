@@ -45,15 +45,7 @@ impl<'d> Inherited<'d> {
 
 /// The tables that one service's values come from, and where each value was found.
 pub(super) struct Layers<'d, 'f> {
-    name: &'d ServiceName,
-    /// The service's header in the file, or its Kubernetes Service.
-    at: At,
-    /// Its own table; of a discovered service empty.
-    own: &'d ServiceTable,
-    standing: Standing,
-    /// Its Kubernetes Service, where that is known.
-    object: Option<&'d ServiceObject>,
-    annotations: Option<&'d Annotations>,
+    subject: Subject<'d>,
     inherited: &'d Inherited<'d>,
     /// `services.NAME`.
     path: String,
@@ -61,6 +53,19 @@ pub(super) struct Layers<'d, 'f> {
     /// Mistakes that concern this service alone.
     pub(super) alone: Vec<Alone>,
     findings: &'d mut Findings<'f>,
+}
+
+/// A service that is asked for, and what is said of it alone.
+pub(super) struct Subject<'d> {
+    pub(super) name: &'d ServiceName,
+    /// Its header in the file, or its Kubernetes Service.
+    pub(super) at: At,
+    /// Its own table; of a discovered service empty.
+    pub(super) own: &'d ServiceTable,
+    pub(super) standing: Standing,
+    /// Its Kubernetes Service, where that is known.
+    pub(super) object: Option<&'d ServiceObject>,
+    pub(super) annotations: Option<&'d Annotations>,
 }
 
 /// Who asks for a service, and hence whose mistakes are mistakes of the file.
@@ -102,31 +107,18 @@ enum Identity {
 }
 
 impl<'d, 'f> Layers<'d, 'f> {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is another side of the service"
-    )]
     pub(super) fn new(
-        name: &'d ServiceName,
-        at: At,
-        own: &'d ServiceTable,
-        standing: Standing,
-        object: Option<&'d ServiceObject>,
-        annotations: Option<&'d Annotations>,
+        subject: Subject<'d>,
         inherited: &'d Inherited<'d>,
         findings: &'d mut Findings<'f>,
     ) -> Self {
+        let alone = subject.annotations.map(|all| all.problems.clone());
         Self {
-            name,
-            at,
-            own,
-            standing,
-            object,
-            annotations,
+            path: keys::path("services", subject.name.as_str()),
+            subject,
             inherited,
-            path: keys::path("services", name.as_str()),
             origins: BTreeMap::new(),
-            alone: annotations.map_or_else(Vec::new, |annotations| annotations.problems.clone()),
+            alone: alone.unwrap_or_default(),
             findings,
         }
     }
@@ -150,12 +142,12 @@ impl<'d, 'f> Layers<'d, 'f> {
         )?;
         let (object, port) = match written {
             WrittenUpstream::Addresses(addresses) => return Some(Upstream::Addresses(addresses)),
-            WrittenUpstream::Service(_, port) => (self.object?, port),
+            WrittenUpstream::Service(_, port) => (self.subject.object?, port),
         };
         match backend::upstream(object, port.as_ref()) {
             Ok(upstream) => Some(upstream),
             Err(wrong) => {
-                let at = self.own.upstream.at().unwrap_or(self.at);
+                let at = self.subject.own.upstream.at().unwrap_or(self.subject.at);
                 self.report_alone(at, &format!("{}.upstream", self.path), wrong);
                 None
             }
@@ -213,7 +205,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             return None;
         }
         Some(Service {
-            name: self.name.clone(),
+            name: self.subject.name.clone(),
             listen: listen?,
             upstream: upstream?,
             identity,
@@ -234,9 +226,10 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// The tables, nearest first.
     fn tables(&self) -> impl Iterator<Item = (Layer, &'d ServiceTable)> + use<'d> {
         let annotations = self
+            .subject
             .annotations
             .map(|annotations| (Layer::Annotation, &annotations.table));
-        [(Layer::Service, self.own)]
+        [(Layer::Service, self.subject.own)]
             .into_iter()
             .chain(annotations)
             .chain([
@@ -284,10 +277,10 @@ impl<'d, 'f> Layers<'d, 'f> {
         slot: impl Fn(&ServiceTable) -> &Slot<T>,
         example: &str,
     ) -> Option<T> {
-        if matches!(slot(self.own), Slot::Absent) {
+        if matches!(slot(self.subject.own), Slot::Absent) {
             let reason = format!("the service has no {key}");
             let fix = format!("write for example {example} in [{}]", self.path);
-            self.report(self.at, key, Wrong::new(reason, fix));
+            self.report(self.subject.at, key, Wrong::new(reason, fix));
         }
         self.find(key, slot).map(|found| found.value)
     }
@@ -309,7 +302,7 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// A mistake of whoever asks for the service.
     fn report(&mut self, at: At, key: &str, wrong: Wrong) {
         let key = format!("{}.{key}", self.path);
-        match self.standing {
+        match self.subject.standing {
             Standing::File | Standing::Annotated => self.findings.report(at, key, wrong),
             Standing::Discovered => self.report_alone(at, &key, wrong),
         }
@@ -319,7 +312,7 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// stands in the service's own table no annotation can cure.
     fn report_combined(&mut self, layers: &[Layer], at: At, key: String, wrong: Wrong) {
         let own = !layers.is_empty() && layers.iter().all(|layer| *layer == Layer::Service);
-        match self.standing {
+        match self.subject.standing {
             Standing::Annotated if own => self.findings.report(at, key, wrong),
             Standing::File => self.findings.report(at, key, wrong),
             Standing::Annotated | Standing::Discovered => self.report_alone(at, &key, wrong),
@@ -329,7 +322,7 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// A mistake that concerns this service alone. While nothing is known of its Kubernetes
     /// Service, nothing is wrong with it yet.
     fn report_alone(&mut self, at: At, key: &str, wrong: Wrong) {
-        if let Some(object) = self.object {
+        if let Some(object) = self.subject.object {
             let problem = self.findings.problem(at, key, wrong, Some(object));
             self.alone.extend(problem);
         }
@@ -374,7 +367,7 @@ impl<'d, 'f> Layers<'d, 'f> {
         };
         let own = found.layer == Layer::Service;
         if fitting == 0 || (own && fitting < found.value.len()) {
-            let place = if own { found.at } else { self.at };
+            let place = if own { found.at } else { self.subject.at };
             let whose = if own {
                 "allow_callers".to_owned()
             } else {
@@ -401,8 +394,8 @@ impl<'d, 'f> Layers<'d, 'f> {
             |table| &table.allow_remote_callers,
             false,
         );
-        let undecided = self.own.allow_remote_callers == Slot::Invalid;
-        let listen = match &self.own.listen {
+        let undecided = self.subject.own.allow_remote_callers == Slot::Invalid;
+        let listen = match &self.subject.own.listen {
             Slot::Set(listen, at) if !listen.is_local() => Some((listen, *at)),
             _ => None,
         };
@@ -421,8 +414,9 @@ impl<'d, 'f> Layers<'d, 'f> {
 
     /// The client certificate.
     fn identity(&mut self) -> Identity {
-        let tls = &self.own.tls;
+        let tls = &self.subject.own.tls;
         let in_annotations = self
+            .subject
             .annotations
             .map_or(&Said::Nothing, |annotations| &annotations.identity);
         let farther = [
@@ -442,15 +436,15 @@ impl<'d, 'f> Layers<'d, 'f> {
             Slot::Set(true, at) => Some((layer, at)),
             _ => None,
         };
-        let wants_one = asks(Layer::Service, self.own).or_else(|| {
-            let annotations = self.annotations?;
+        let wants_one = asks(Layer::Service, self.subject.own).or_else(|| {
+            let annotations = self.subject.annotations?;
             asks(Layer::Annotation, &annotations.table)
         });
         match said {
             None => {
                 let wrong =
                     Wrong::new("the service has no client certificate", self.identity_fix());
-                let at = wants_one.map_or(self.at, |(_, at)| at);
+                let at = wants_one.map_or(self.subject.at, |(_, at)| at);
                 self.report_combined(&[], at, format!("{}.tls", self.path), wrong);
                 Identity::Missing
             }
@@ -464,7 +458,7 @@ impl<'d, 'f> Layers<'d, 'f> {
                         format!(
                             "client_auth = true asks for a client certificate, but the inherited setting is client_auth = false ({place})"
                         ),
-                        match self.standing {
+                        match self.subject.standing {
                             Standing::File => {
                                 format!("set cert and key, or bundle, in [{}.tls]", self.path)
                             }
@@ -486,7 +480,7 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// What to do where a service has no client certificate.
     fn identity_fix(&self) -> String {
         let path = &self.path;
-        match (self.standing, self.object) {
+        match (self.subject.standing, self.subject.object) {
             (Standing::Discovered, _) => "name a Secret of the Service's namespace, with tls.crt and tls.key, in the annotation konghq.com/client-cert; or set an identity in [defaults.tls]; to present none on purpose, annotate tlsward/client-auth: \"false\"".to_owned(),
             (Standing::Annotated, Some(object)) => format!(
                 "name a Secret in the annotation konghq.com/client-cert of Service {}, or set secret, or cert and key, in [{path}.tls] or [defaults.tls]; to present none on purpose, write client_auth = false",
@@ -656,7 +650,7 @@ impl<'d, 'f> Layers<'d, 'f> {
                     "the service has no CA certificates to verify the upstream with",
                     self.ca_fix(),
                 );
-                self.report_combined(&[], self.at, format!("{}.tls.ca", self.path), wrong);
+                self.report_combined(&[], self.subject.at, format!("{}.tls.ca", self.path), wrong);
             }
         }
         None
@@ -670,7 +664,7 @@ impl<'d, 'f> Layers<'d, 'f> {
     /// What to do where a service has no CA certificates.
     fn ca_fix(&self) -> String {
         let path = &self.path;
-        match (self.standing, self.object) {
+        match (self.subject.standing, self.subject.object) {
             (Standing::Discovered, _) => "name them in the annotation konghq.com/ca-certificates-secrets or konghq.com/ca-certificates-configmaps, put ca.crt into the Secret of konghq.com/client-cert, or set ca in [defaults.tls]".to_owned(),
             (Standing::Annotated, Some(object)) => format!(
                 "name them in the annotation konghq.com/ca-certificates-secrets of Service {}, or set ca in [{path}.tls] or [defaults.tls]",

@@ -612,6 +612,11 @@ fn client_auth_is_a_setting_of_the_identity_in_every_layer() {
         identity(annotated(pair, "client_auth = false", [cert])),
         None
     );
+    assert_eq!(
+        identity(annotated(pair, "client_auth = false", [some])),
+        None,
+        "the file wins"
+    );
     assert!(identity(annotated(ALL, "client_auth = true", [cert])).is_some());
     // Asked for nearer than refused, and named nowhere.
     let config = annotated(ALL, "", [some]).unwrap();

@@ -185,7 +185,34 @@ fn annotations() -> impl Strategy<Value = BTreeMap<String, String>> {
         9 => select(&VALUES[..]).prop_map(str::to_owned),
         1 => "\\PC{0,30}",
     ];
-    prop::collection::btree_map(name, value, 0..8)
+    // Near enough to a service that one is often built.
+    let listen = select(
+        &[
+            "7001",
+            "7004",
+            "7005",
+            "unix:a.sock",
+            "unix:/etc/a",
+            "unix:../a",
+        ][..],
+    );
+    let client = select(&["client", "client", "victim/client", ""][..]);
+    (
+        listen,
+        client,
+        prop::collection::btree_map(name, value, 0..4),
+    )
+        .prop_map(|(listen, client, mut annotations)| {
+            for (name, value) in [
+                ("tlsward/listen", listen),
+                ("tlsward/port", "443"),
+                ("konghq.com/client-cert", client),
+            ] {
+                let name = name.to_owned();
+                annotations.entry(name).or_insert_with(|| value.to_owned());
+            }
+            annotations
+        })
 }
 
 /// A file with a service of its own, one whose upstream is the Service `payments/billing`, and

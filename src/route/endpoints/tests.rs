@@ -168,6 +168,23 @@ fn a_set_that_is_the_same_again_changes_nothing() {
 }
 
 #[test]
+fn the_gauge_shows_how_many_there_are_now() {
+    let name = ServiceName::parse("billing").unwrap();
+    let metrics = Metrics::new("test");
+    let backend = live([]).backend().clone();
+    let live = Endpoints::new(backend, &metrics.service(&name));
+    let shows = |count: usize| {
+        let line = format!("tlsward_endpoints{{service=\"billing\"}} {count}\n");
+        metrics.encode().contains(&line)
+    };
+    assert!(shows(0));
+    live.replace(set(0..3));
+    assert!(shows(3));
+    live.replace(set([]));
+    assert!(shows(0));
+}
+
+#[test]
 fn no_endpoint_is_given_to_a_connection_twice_and_those_left_are_counted() {
     let live = live(0..3);
     let mut tried = Tried::default();

@@ -1,4 +1,4 @@
-//! Endpoints that come and go under load, through the whole data path.
+//! What callers have of several endpoints, through the whole data path.
 
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
@@ -56,6 +56,46 @@ impl Pods {
     }
 }
 
+/// The proxy with one route, on the current runtime.
+struct Proxy {
+    address: SocketAddr,
+    shutdown: Shutdown,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+    _routes: watch::Sender<Option<Arc<Route>>>,
+}
+
+impl Proxy {
+    fn start(route: &Arc<Route>) -> Self {
+        let address = nobody();
+        let shutdown = Shutdown::default();
+        let (routes, receiver) = watch::channel(Some(Arc::clone(route)));
+        let listening = Bound::bind(&Listen::Tcp(address)).unwrap().listen();
+        let accepting = listening.unwrap().serve(
+            receiver,
+            Arc::new(Resolver::here()),
+            &Crew::of_the_current_runtime(),
+            &shutdown,
+            &shutdown.drain().child_token(),
+        );
+        Self {
+            address,
+            shutdown,
+            accepting: accepting.into_iter().collect(),
+            _routes: routes,
+        }
+    }
+
+    /// Waits until the last connection has ended.
+    async fn drain(self) {
+        self.shutdown.drain().cancel();
+        for accepting in self.accepting {
+            accepting.await.unwrap();
+        }
+        self.shutdown.connections().close();
+        self.shutdown.connections().wait().await;
+    }
+}
+
 /// One connection: a question, the answer, and an end in good order.
 async fn call(proxy: SocketAddr) -> io::Result<()> {
     let mut caller = TcpStream::connect(proxy).await?;
@@ -80,23 +120,13 @@ async fn no_connection_fails_while_a_hundred_endpoints_are_replaced_over_and_ove
     live.replace(pods.set());
     let route = Arc::new(pki.to(&live));
 
-    let shutdown = Shutdown::default();
-    let proxy = nobody();
-    let (_routes, receiver) = watch::channel(Some(Arc::clone(&route)));
-    let listening = Bound::bind(&Listen::Tcp(proxy)).unwrap().listen().unwrap();
-    let accepting = listening.serve(
-        receiver,
-        Arc::new(Resolver::here()),
-        &Crew::of_the_current_runtime(),
-        &shutdown,
-        &shutdown.drain().child_token(),
-    );
+    let proxy = Proxy::start(&route);
 
     let done = Arc::new((AtomicUsize::new(0), Notify::new()));
     let stop = CancellationToken::new();
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
-        let (done, stop) = (Arc::clone(&done), stop.clone());
+        let (done, stop, proxy) = (Arc::clone(&done), stop.clone(), proxy.address);
         callers.spawn(async move {
             while !stop.is_cancelled() {
                 call(proxy).await?;
@@ -124,12 +154,7 @@ async fn no_connection_fails_while_a_hundred_endpoints_are_replaced_over_and_ove
         ended.unwrap().unwrap();
     }
 
-    shutdown.drain().cancel();
-    for accepting in accepting {
-        accepting.await.unwrap();
-    }
-    shutdown.connections().close();
-    shutdown.connections().wait().await;
+    proxy.drain().await;
     let traffic = route.metrics.traffic();
     assert_eq!((traffic.failed, traffic.open), (0, 0));
     assert!(traffic.ended_ok as usize >= ROUNDS * EACH_ROUND);
@@ -140,4 +165,26 @@ async fn no_connection_fails_while_a_hundred_endpoints_are_replaced_over_and_ove
         assert!(moved_on.contains_key(&reason), "{moved_on:?}");
     }
     drop(pods);
+}
+
+/// Each server has a session store of its own, as pods have that do not share ticket keys.
+#[tokio::test]
+async fn each_endpoints_sessions_are_resumed_after_its_first_handshake() {
+    let pki = Pki::new();
+    let mut servers = Vec::new();
+    for _ in 0..10 {
+        servers.push(Server::new(pki.server()).await);
+    }
+    let addresses: Vec<SocketAddr> = servers.iter().map(|it| it.address).collect();
+    let live = live(&addresses);
+    let route = Arc::new(pki.to(&live));
+    let proxy = Proxy::start(&route);
+    for _ in 0..200 {
+        call(proxy.address).await.unwrap();
+    }
+    proxy.drain().await;
+    let reached = servers.iter().filter(|it| it.accepted() > 0).count() as u64;
+    let traffic = route.metrics.traffic();
+    assert_eq!(traffic.handshakes_full, reached);
+    assert_eq!(traffic.handshakes_resumed, 200 - reached);
 }
