@@ -3,6 +3,7 @@
 
 mod discovery;
 mod faults;
+mod rbac;
 mod secrets;
 mod services;
 
