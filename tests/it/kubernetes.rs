@@ -3,6 +3,7 @@
 
 mod discovery;
 mod faults;
+mod in_cluster;
 mod rbac;
 mod secrets;
 mod services;
