@@ -3,7 +3,9 @@
 
 mod discovery;
 mod faults;
+mod in_cluster;
 mod rbac;
+mod roles;
 mod secrets;
 mod services;
 

@@ -34,10 +34,9 @@ impl<'c> Scene<'c> {
         ]);
         user.allow(NAMESPACE, rules).await;
         let server = pki.root.server_for(&["every.payments.svc"]).issue();
-        let upstream = Options::trusting(&pki.root)
-            .behaviour(Behaviour::Identify)
-            .start(&server)
-            .await;
+        let mut options = Options::trusting(&pki.root).behaviour(Behaviour::Identify);
+        options.address = cluster.pod_address();
+        let upstream = options.start(&server).await;
         let client = pki.client("discovered");
         let config = Config::new().top(&format!(
             "{}\nkubernetes.secrets = \"{secrets}\"\n\
@@ -89,7 +88,7 @@ impl<'c> Scene<'c> {
 
 #[tokio::test]
 async fn a_service_that_asks_for_a_listener_is_served_while_it_exists() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "named").await;
     let proxy = Proxy::start(&scene.pki, &scene.config).await;
     let (billing, ledger) = (net::address().port(), net::address().port());
@@ -144,7 +143,7 @@ async fn a_service_that_asks_for_a_listener_is_served_while_it_exists() {
 
 #[tokio::test]
 async fn of_two_services_that_claim_one_listener_the_older_has_it_and_the_other_is_told() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "named").await;
     let port = net::address().port();
     let older = scene.discoverable("older", port).await;
@@ -197,7 +196,7 @@ async fn of_two_services_that_claim_one_listener_the_older_has_it_and_the_other_
 
 #[tokio::test]
 async fn a_discovered_services_mistake_and_a_taken_port_concern_it_alone() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "named").await;
     let (good, bad) = (net::address().port(), net::address().port());
     scene.discoverable("good", good).await;

@@ -75,10 +75,9 @@ impl<'c> Scene<'c> {
 
     /// An upstream at `ip` and the port that all endpoints share.
     async fn pod(&self, behaviour: Behaviour) -> Upstream {
-        Options::trusting(&self.pki.root)
-            .behaviour(behaviour)
-            .start(&self.server)
-            .await
+        let mut options = Options::trusting(&self.pki.root).behaviour(behaviour);
+        options.address = self.cluster.pod_address();
+        options.start(&self.server).await
     }
 
     async fn service_object(&self, annotations: &[(&str, &str)]) -> Value {
@@ -102,7 +101,7 @@ impl<'c> Scene<'c> {
 
 #[tokio::test]
 async fn connections_go_to_the_endpoints_of_the_service_and_the_service_s_name_is_verified() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "payments/billing-tls").await;
     scene.service_object(&[]).await;
     let pods = [
@@ -132,7 +131,7 @@ async fn connections_go_to_the_endpoints_of_the_service_and_the_service_s_name_i
 
 #[tokio::test]
 async fn the_certificate_that_the_annotation_names_is_presented_and_changes_with_it() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "").await;
     let pod = scene.pod(Behaviour::Identify).await;
     scene.endpoints(0, Some(&pod)).await;
@@ -177,7 +176,7 @@ async fn the_certificate_that_the_annotation_names_is_presented_and_changes_with
 
 #[tokio::test]
 async fn before_the_service_exists_callers_are_refused_and_nobody_is_dialled() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "payments/billing-tls").await;
     let mut proxy = Proxy::start_degraded(&scene.pki, &scene.config).await;
     proxy
@@ -195,7 +194,7 @@ async fn before_the_service_exists_callers_are_refused_and_nobody_is_dialled() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn endpoints_that_come_and_go_ten_times_a_second_fail_no_connection() {
-    let cluster = Cluster::in_process().await;
+    let cluster = Cluster::start().await;
     let scene = Scene::new(&cluster, "payments/billing-tls").await;
     scene.service_object(&[]).await;
     let mut pods = Vec::new();

@@ -58,7 +58,7 @@ use hyper::{Method, Request};
 use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
-pub(crate) use faults::{Ending, Fault};
+pub(crate) use faults::{Ending, Fault, Hold};
 pub(crate) use request::Asked;
 pub(crate) use server::{History, Server};
 pub(crate) use user::User;
