@@ -16,9 +16,8 @@ use std::time::Duration;
 use rustls::crypto::CryptoProvider;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::cluster::{Store, Subject, Wanted};
 use crate::config::kubernetes::Kubernetes;
@@ -50,8 +49,7 @@ const NAMESPACE_FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/name
 /// anew.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Between attempts to find a server, and how soon it may be looked for again because it does not
-/// know us.
+/// Between attempts to find a server, or to become somebody whom it knows.
 const FIRST_SEARCH: Duration = Duration::from_secs(1);
 const LONGEST_SEARCH: Duration = Duration::from_secs(30);
 
@@ -99,7 +97,7 @@ async fn follow_all(
                 searches.reset();
                 info!(server = server.name, "following the Kubernetes API server");
                 let site = Arc::new(Site::new(server, Arc::clone(store)));
-                follow_at(&site, &found, &mut wanted, tasks).await;
+                follow_at(&site, &found, provider, &mut wanted, tasks).await;
                 tasks.shutdown().await;
             }
             Err(why) => {
@@ -126,17 +124,17 @@ struct Running {
     task: AbortHandle,
 }
 
-/// Follows what is wanted at one server, until another is wanted, or none, or the server does not
-/// know us and it may help to look for it again.
+/// Follows what is wanted at one server, until another is wanted, or none.
 async fn follow_at(
     site: &Arc<Site>,
     found: &Arc<Discovered>,
+    provider: &Arc<CryptoProvider>,
     wanted: &mut watch::Receiver<Arc<Wanted>>,
     tasks: &mut JoinSet<Infallible>,
 ) {
-    let began = Instant::now();
     let mut running: BTreeMap<Watch, Running> = BTreeMap::new();
     let settings = wanted.borrow().settings.clone();
+    let mut renewing = Box::pin(stay_known(site, &settings, provider));
     let mut selector = None;
     loop {
         let now = Arc::clone(&wanted.borrow_and_update());
@@ -164,11 +162,33 @@ async fn follow_at(
                     tokio::time::sleep(FIRST_SEARCH).await;
                 }
             },
-            () = site.unknown.notified(), if site.server.from_kubeconfig => {
-                // Or at once, where somebody asks for fresh news.
-                let rest = (began + LONGEST_SEARCH).saturating_duration_since(Instant::now());
-                pause(rest, &site.store).await;
-                return;
+            () = &mut renewing => return,
+        }
+    }
+}
+
+/// Looks who we are whenever the server does not know us: a token or certificate may have been
+/// replaced. Returns if it is another server by now.
+async fn stay_known(site: &Site, settings: &Kubernetes, provider: &Arc<CryptoProvider>) {
+    let mut searches = Backoff::new(FIRST_SEARCH, LONGEST_SEARCH);
+    loop {
+        site.unknown.notified().await;
+        match Server::find(settings, provider).await {
+            Ok(server) if server.name != site.server().name => return,
+            Ok(server) if server.who != site.server().who => {
+                info!(
+                    server = server.name,
+                    "we are somebody else to the API server now"
+                );
+                site.replace_server(server);
+                searches.reset();
+                // Whoever was refused need not wait.
+                site.store.hurry();
+            }
+            Ok(_) => pause(searches.next(), &site.store).await,
+            Err(why) => {
+                debug!(why, "who we are to the API server cannot be read");
+                pause(searches.next(), &site.store).await;
             }
         }
     }

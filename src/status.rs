@@ -109,8 +109,12 @@ pub(crate) enum ServiceState {
 impl ServiceStatus {
     /// Whether the process is not as it should be because of this service.
     pub(crate) fn lacks(&self) -> bool {
-        let discovered = self.kubernetes.as_ref().is_some_and(|it| it.discovered);
-        self.state != ServiceState::Ready && !discovered
+        let Some(kubernetes) = &self.kubernetes else {
+            return self.state != ServiceState::Ready;
+        };
+        // Nor must an annotation that comes to name a Secret which is not there yet, while callers
+        // are served as before, take every pod that runs this proxy out of its Service.
+        !self.state.serves() && !kubernetes.discovered
     }
 }
 

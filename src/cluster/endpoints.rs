@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 /// several slices, or with addresses of both families, is one backend for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Backend {
-    /// What makes two entries one: the pod's uid, or else its address.
+    /// What makes two entries one: the pod's uid, or else its address and ports.
     pub(crate) id: String,
     /// `addresses`; of one family. The first counts: the API gives the others no meaning.
     pub(crate) addresses: Vec<IpAddr>,

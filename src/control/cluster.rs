@@ -17,7 +17,9 @@ use super::state::State;
 use super::text::{Refused, parse};
 use crate::cluster::{Backend, Entry, Place, Store, Wanted, choose};
 use crate::config::kubernetes::{self, Known, ObjectRef, ServiceObject};
-use crate::config::{Config, IdentitySource, Obstacle, Service, ServiceName, Unbuilt, Upstream};
+use crate::config::{
+    Config, IdentitySource, Obstacle, Problem, Service, ServiceName, Unbuilt, Upstream,
+};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::route::Endpoints;
@@ -257,7 +259,7 @@ pub(super) fn explain(obstacle: &Obstacle, object: &ObjectRef, store: &Store) ->
             format!("Service {object} does not exist"),
         ),
         Obstacle::Mistakes(problems) => {
-            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            let problems: Vec<String> = problems.iter().map(in_one_line).collect();
             Explained::new(Reason::BadAnnotation, problems.join("; "))
         }
         Obstacle::ListenerTaken { by } => Explained::new(
@@ -265,6 +267,13 @@ pub(super) fn explain(obstacle: &Obstacle, object: &ObjectRef, store: &Store) ->
             format!("Service {object} asks for the listener of service {by}"),
         ),
     }
+}
+
+/// Where, why and what to do, without the line of the file that shows it.
+fn in_one_line(problem: &Problem) -> String {
+    let text = problem.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    format!("{first}; {}", problem.fix)
 }
 
 /// What a service has to do with Kubernetes.

@@ -65,9 +65,11 @@ async fn announce_all(
     mut status: watch::Receiver<Arc<Status>>,
 ) -> Infallible {
     let mut wanted = store.wanted();
+    let mut schedule = Schedule::default();
     loop {
         let now = Arc::clone(&wanted.borrow_and_update());
         if !is_asked_for(&now) {
+            schedule = Schedule::default();
             changed(&mut wanted).await;
             continue;
         }
@@ -79,10 +81,10 @@ async fn announce_all(
                 Err(_) => tokio::time::sleep(retries.next()).await,
             }
         };
-        let mut announcer = Announcer::new(server);
+        let mut announcer = Announcer::new(server, std::mem::take(&mut schedule));
         tokio::select! {
             () = other_server(&mut wanted, &now) => {}
-            () = announcer.run(&store, &mut status) => {}
+            () = announcer.run(&store, &mut status) => schedule = announcer.schedule,
         }
     }
 }
@@ -116,17 +118,17 @@ enum Outcome {
     /// It is written, or never will be.
     Done,
     Forbidden(String),
-    /// The server does not know us, and it may help to look for it anew.
+    /// The server does not know us: who we are may have changed.
     Unknown,
     Away(String),
 }
 
 impl Announcer {
-    fn new(server: Server) -> Self {
+    fn new(server: Server, schedule: Schedule) -> Self {
         Self {
             server,
             conversation: Conversation::default(),
-            schedule: Schedule::default(),
+            schedule,
             said: BTreeSet::new(),
             instance: instance(),
         }
@@ -230,10 +232,8 @@ impl Announcer {
         match code {
             _ if code.is_success() => Outcome::Done,
             StatusCode::FORBIDDEN => Outcome::Forbidden(message()),
-            StatusCode::UNAUTHORIZED if self.server.from_kubeconfig => Outcome::Unknown,
-            StatusCode::UNAUTHORIZED | StatusCode::TOO_MANY_REQUESTS => {
-                Outcome::Away(code.to_string())
-            }
+            StatusCode::UNAUTHORIZED => Outcome::Unknown,
+            StatusCode::TOO_MANY_REQUESTS => Outcome::Away(code.to_string()),
             _ if code.is_server_error() => Outcome::Away(code.to_string()),
             // The namespace is gone, or it takes the Event for wrong: another time it would too.
             _ => {

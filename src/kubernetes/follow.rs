@@ -2,25 +2,24 @@
 //! whatever goes wrong the same again from where it was.
 
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Method, Response, StatusCode};
-use serde::de::IgnoredAny;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::collect::{Collect, Line};
 use super::connection::{Conversation, append, words};
-use super::gate::{Backoff, Gate, Patience, pause, some_of};
+use super::gate::{Backoff, Gate, Pass, Patience, pause, some_of};
 use super::server::Server;
 use super::target::{Target, Trouble, Verb};
-use super::wire::{List, Status};
+use super::wire::Status;
 use crate::cluster::Store;
 use crate::failure::Explained;
 
@@ -48,24 +47,37 @@ const LARGEST_REFUSAL: usize = 64 << 10;
 /// What all watches share.
 #[derive(Debug)]
 pub(super) struct Site {
-    pub(super) server: Server,
+    /// As we know it now, or as what we are to it now.
+    server: Mutex<Arc<Server>>,
     pub(super) gate: Gate,
     pub(super) store: Arc<Store>,
     /// The server does not know us.
     pub(super) unknown: Notify,
-    /// The newest version that the server has told in a list, and when it was asked.
-    newest: Mutex<Option<(Instant, String)>>,
+    /// How often it came back with less than it had told before: what was watched from there is to
+    /// be listed.
+    set_back: AtomicU64,
 }
 
 impl Site {
     pub(super) fn new(server: Server, store: Arc<Store>) -> Self {
         Self {
             gate: Gate::new(server.name.clone()),
-            server,
+            server: Mutex::new(Arc::new(server)),
             store,
             unknown: Notify::new(),
-            newest: Mutex::default(),
+            set_back: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn server(&self) -> Arc<Server> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&server)
+    }
+
+    /// It is the same server, and we are somebody else to it.
+    pub(super) fn replace_server(&self, server: Server) {
+        let mut current = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(server);
     }
 }
 
@@ -79,8 +91,8 @@ pub(super) struct Follower {
     conversation: Conversation,
     /// From where to go on; `None`: a list is needed.
     resource_version: Option<String>,
-    /// When the connection was lost, until it is certain that the server is the one that it was.
-    lost: Option<Instant>,
+    /// [`Site::set_back`] when that was last known to be right.
+    set_back: u64,
     /// A list has been complete.
     listed: Arc<AtomicBool>,
     /// What was told last.
@@ -110,7 +122,7 @@ impl Follower {
             collect,
             conversation: Conversation::default(),
             resource_version: None,
-            lost: None,
+            set_back: 0,
             listed,
             trouble: None,
         }
@@ -125,7 +137,7 @@ impl Follower {
             let pass = site.gate.pass(&site.store, |why| self.tell(why)).await;
             let lasts = WATCH_LASTS + some_of(WATCH_LASTS_MORE);
             let begun = Instant::now();
-            let trouble = match self.begin(lasts, pass.patience()).await {
+            let trouble = match self.begin(lasts, &pass).await {
                 Ok(body) => {
                     pass.answered();
                     self.fine();
@@ -136,7 +148,6 @@ impl Follower {
                     }
                 }
                 Err(Trouble::Away { why, after }) => {
-                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     pass.failed(&why, after);
                     self.tell(&why);
@@ -169,6 +180,8 @@ impl Follower {
                     pause(retries.next(), &site.store).await;
                 }
                 Some(Trouble::Unknown(why)) => {
+                    // A connection may say who we are, too.
+                    self.conversation.hang_up();
                     self.refused(&why);
                     site.unknown.notify_one();
                     pause(retries.next(), &site.store).await;
@@ -198,60 +211,38 @@ impl Follower {
         }
     }
 
-    /// A list, if there is none yet, and the head of a watch from there on.
-    async fn begin(&mut self, lasts: Duration, patience: Patience) -> Result<Incoming, Trouble> {
-        self.see_whether_it_was_set_back(patience).await?;
-        let from = match &self.resource_version {
-            Some(version) => version.clone(),
-            None => {
+    /// A list, if one is needed, and the head of a watch from there on.
+    async fn begin(&mut self, lasts: Duration, pass: &Pass<'_>) -> Result<Incoming, Trouble> {
+        let patience = pass.patience();
+        let set_back = self.site.set_back.load(Ordering::Relaxed);
+        let before = self
+            .resource_version
+            .as_ref()
+            .filter(|_| self.set_back == set_back);
+        let from = match before {
+            // A server that was away may have come back with an older memory, in which a watch
+            // from our version would say nothing until it is reached again. One list for all
+            // shows that.
+            Some(before) if pass.is_probe() => {
+                let before = before.clone();
                 let version = self.list(patience).await?;
-                self.resource_version = Some(version.clone());
-                self.listed.store(true, Ordering::Relaxed);
+                if is_older(&version, &before) {
+                    info!(
+                        version,
+                        before, "the API server was set back: all is listed anew"
+                    );
+                    self.site.set_back.fetch_add(1, Ordering::Relaxed);
+                }
                 version
             }
+            Some(before) => before.clone(),
+            None => self.list(patience).await?,
         };
+        self.set_back = self.site.set_back.load(Ordering::Relaxed);
+        self.resource_version = Some(from.clone());
         let path = self.target.watch(self.version, &from, lasts);
         let response = self.ask(Verb::Watch, &path, patience).await?;
         Ok(response.into_body())
-    }
-
-    /// A server that was lost may come back with a memory from before (an etcd restored from a
-    /// copy), and a watch from a version that it does not know yet says nothing for as long. One
-    /// of all watches asks what the newest version is; it is a list of one object.
-    async fn see_whether_it_was_set_back(&mut self, patience: Patience) -> Result<(), Trouble> {
-        let (Some(lost), Some(version)) = (self.lost, self.resource_version.clone()) else {
-            return Ok(());
-        };
-        let site = Arc::clone(&self.site);
-        let mut newest = site.newest.lock().await;
-        let known = newest.as_ref().filter(|(asked, _)| *asked > lost);
-        let now = match known {
-            Some((_, version)) => version.clone(),
-            None => {
-                let asked = Instant::now();
-                let path = self.target.newest(self.version);
-                let response = self.ask(Verb::List, &path, patience).await?;
-                let name = &site.server.name;
-                let page = self
-                    .conversation
-                    .whole(response, LARGEST_PAGE, patience)
-                    .await
-                    .map_err(|why| Trouble::away(name, &why))?;
-                let page: List<IgnoredAny> = serde_json::from_slice(&page)
-                    .map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
-                let version = page.metadata.resource_version;
-                *newest = Some((asked, version.clone()));
-                version
-            }
-        };
-        drop(newest);
-        if is_older(&now, &version) {
-            info!(target = ?self.target, now, version,
-                "the API server was set back: everything is listed anew");
-            self.resource_version = None;
-        }
-        self.lost = None;
-        Ok(())
     }
 
     /// All of it; says from which version on it is to be watched.
@@ -261,16 +252,18 @@ impl Follower {
         loop {
             let path = self.target.list(self.version, &continue_token);
             let response = self.ask(Verb::List, &path, patience).await?;
-            let name = &self.site.server.name;
+            let server = self.site.server();
             let page = self
                 .conversation
                 .whole(response, LARGEST_PAGE, patience)
                 .await
-                .map_err(|why| Trouble::away(name, &why))?;
+                .map_err(|why| Trouble::away(&server.name, &why))?;
             let page = self.collect.page(&page);
-            let page = page.map_err(|error| Trouble::unreadable(name, &self.target, &error))?;
+            let page =
+                page.map_err(|error| Trouble::unreadable(&server.name, &self.target, &error))?;
             if page.continue_token.is_empty() {
                 self.collect.complete();
+                self.listed.store(true, Ordering::Relaxed);
                 return Ok(page.resource_version);
             }
             continue_token = page.continue_token;
@@ -284,11 +277,11 @@ impl Follower {
         path: &str,
         patience: Patience,
     ) -> Result<Response<Incoming>, Trouble> {
-        let server = &self.site.server;
+        let server = self.site.server();
         let away = |why: String| Trouble::away(&server.name, &why);
         let response = self
             .conversation
-            .ask(server, Method::GET, path, Bytes::new(), patience)
+            .ask(&server, Method::GET, path, Bytes::new(), patience)
             .await
             .map_err(away)?;
         let code = response.status();
@@ -323,7 +316,6 @@ impl Follower {
                 Ok(None) => return End::Over,
                 Ok(Some(Err(error))) => {
                     debug!(why = words(&error), target = ?self.target, "a watch broke");
-                    self.lost = Some(Instant::now());
                     self.conversation.hang_up();
                     return End::Over;
                 }
@@ -353,7 +345,7 @@ impl Follower {
             if rest.len() > LARGEST_LINE {
                 self.conversation.hang_up();
                 let why = format!("a line of more than {LARGEST_LINE} bytes");
-                return End::Failed(Trouble::away(&self.site.server.name, &why));
+                return End::Failed(Trouble::away(&self.site.server().name, &why));
             }
         }
     }
@@ -362,7 +354,6 @@ impl Follower {
         if line.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let name = &self.site.server.name;
         match self.collect.line(line) {
             Ok(Line::Version(version)) => {
                 let before = self.resource_version.as_deref();
@@ -379,12 +370,14 @@ impl Follower {
             Ok(Line::Failed(status)) => {
                 let code = StatusCode::from_u16(status.code);
                 let code = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                let name = &self.site.server().name;
                 let trouble = Trouble::of(name, &self.target, Verb::Watch, code, None, &status);
                 Err(trouble)
             }
             Ok(Line::Other) => Ok(()),
             Err(error) => {
                 self.resource_version = None;
+                let name = &self.site.server().name;
                 Err(Trouble::unreadable(name, &self.target, &error))
             }
         }

@@ -240,6 +240,11 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pass<'_> {
+    /// Whether the gate is closed and others wait for this attempt.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     /// How much time the attempt has. Those who wait for it are not to wait long; but a server may
     /// be slow and yet alive, so each fourth of these attempts has as long as any other.
     pub(super) fn patience(&self) -> Patience {

@@ -1,6 +1,7 @@
 //! Where the API server is, who we are to it, and how it is reached.
 
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -55,9 +56,8 @@ pub(super) trait Dial: Send + Sync {
 pub(super) struct Server {
     /// As people know it: `https://10.0.0.1:443`.
     pub(super) name: String,
-    /// Who we are is read from a file only when this is made: where the server does not know us
-    /// (any more), it is worth to make it anew.
-    pub(super) from_kubeconfig: bool,
+    /// A number for who we are to it, to see whether that has changed.
+    pub(super) who: u64,
     host: HeaderValue,
     /// What stands before each path; without a slash at its end.
     prefix: String,
@@ -87,34 +87,43 @@ impl Server {
         let settings = settings.clone();
         let provider = Arc::clone(provider);
         // Reads files, and may run a program that the kubeconfig names.
-        let found = tokio::task::spawn_blocking(move || {
-            let (config, from_kubeconfig) = configuration(&settings)?;
-            Self::of(config, from_kubeconfig, &provider)
-        });
-        found
-            .await
-            .unwrap_or_else(|error| Err(format!("the search for the API server failed: {error}")))
+        let found =
+            tokio::task::spawn_blocking(move || Self::of(&configuration(&settings)?, &provider));
+        let mut server = found.await.unwrap_or_else(|error| {
+            Err(format!("the search for the API server failed: {error}"))
+        })?;
+        // A token shows in the head of a request, wherever it comes from.
+        let mut who = DefaultHasher::new();
+        server.who.hash(&mut who);
+        let request = server.request(Method::GET, "/").await?;
+        for (name, value) in request.headers() {
+            (name.as_str(), value.as_bytes()).hash(&mut who);
+        }
+        server.who = who.finish();
+        Ok(server)
     }
 
-    fn of(
-        config: Config,
-        from_kubeconfig: bool,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, String> {
+    fn of(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
         let url = &config.cluster_url;
         let name = url.to_string().trim_end_matches('/').to_owned();
         let authority = url
             .authority()
             .ok_or_else(|| format!("{name}: a URL of an API server has a host"))?;
-        let dial = Direct::to(&config, provider).map_err(|why| format!("{name}: {why}"))?;
+        let of_this = |why| format!("{name}: {why}");
+        let certificate = client_certificate(&config.auth_info).map_err(of_this)?;
+        let mut who = DefaultHasher::new();
+        if let Some((chain, key)) = &certificate {
+            (chain, key.secret_der()).hash(&mut who);
+        }
+        let dial = Direct::to(config, certificate, provider).map_err(of_this)?;
         Ok(Self {
             host: HeaderValue::from_str(authority.as_str())
                 .map_err(|_| format!("{name}: the host is not one"))?,
             prefix: url.path().trim_end_matches('/').to_owned(),
             dial: Box::new(dial),
-            credentials: credentials(&config)?,
+            credentials: credentials(config)?,
+            who: who.finish(),
             name,
-            from_kubeconfig,
         })
     }
 
@@ -123,7 +132,7 @@ impl Server {
     pub(super) fn anonymous(name: &str, dial: impl Dial + 'static) -> Self {
         Self {
             name: name.to_owned(),
-            from_kubeconfig: false,
+            who: 0,
             host: HeaderValue::from_static("test"),
             prefix: String::new(),
             dial: Box::new(dial),
@@ -168,15 +177,15 @@ impl Server {
     }
 }
 
-/// What kube makes of the surroundings, and whether it comes from a kubeconfig.
-fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
+/// What kube makes of the surroundings.
+fn configuration(settings: &Kubernetes) -> Result<Config, String> {
     // `context` is a word of kubeconfigs.
     let named = settings.kubeconfig.is_some() || settings.context.is_some();
     let outside = if named {
         None
     } else {
         match Config::incluster() {
-            Ok(config) => return Ok((config, false)),
+            Ok(config) => return Ok(config),
             Err(kube::config::InClusterError::ReadEnvironmentVariable(_)) => {
                 Some("not in a pod (KUBERNETES_SERVICE_HOST is not set)")
             }
@@ -233,7 +242,7 @@ fn configuration(settings: &Kubernetes) -> Result<(Config, bool), String> {
             "proxy-url {proxy}: proxies to the API server are not supported"
         )));
     }
-    Ok((config, true))
+    Ok(config)
 }
 
 /// `proxy-url` of the cluster; what `HTTPS_PROXY` says is not followed.
@@ -306,12 +315,16 @@ struct Tls {
 }
 
 impl Direct {
-    fn to(config: &Config, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn to(
+        config: &Config,
+        certificate: Option<ClientCertificate>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let url = &config.cluster_url;
         let host = url.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let tls = if url.scheme() == Some(&Scheme::HTTPS) {
-            Some(Tls::new(config, host, provider)?)
+            Some(Tls::new(config, host, certificate, provider)?)
         } else if is_this_machine(host) {
             None
         } else {
@@ -363,7 +376,12 @@ impl Dial for Direct {
 }
 
 impl Tls {
-    fn new(config: &Config, host: &str, provider: &Arc<CryptoProvider>) -> Result<Self, String> {
+    fn new(
+        config: &Config,
+        host: &str,
+        certificate: Option<ClientCertificate>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Self, String> {
         let name = config.tls_server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| format!("{name:?} can stand in no certificate"))?;
@@ -390,7 +408,7 @@ impl Tls {
         } else {
             builder.with_webpki_verifier(verifier(roots, provider)?)
         };
-        let mut client = match client_certificate(&config.auth_info)? {
+        let mut client = match certificate {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain, key)
                 .map_err(|error| format!("our client certificate: {error}"))?,

@@ -62,11 +62,6 @@ impl Target {
         trimmed(path)
     }
 
-    /// The path of a list that is asked for its version.
-    pub(super) fn newest(&self, version: usize) -> String {
-        trimmed(format!("{}limit=1&", self.path(version)))
-    }
-
     /// The path of a watch from `resource_version` on, which the server is to end after `lasts`.
     pub(super) fn watch(&self, version: usize, resource_version: &str, lasts: Duration) -> String {
         let mut path = self.path(version);

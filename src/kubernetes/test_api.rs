@@ -108,12 +108,6 @@ impl Asked {
         self.json(&json!({ "metadata": { "resourceVersion": version }, "items": items }));
     }
 
-    /// What the newest version is, to whoever asks for nothing else.
-    pub(super) fn newest(self, version: &str) {
-        assert!(self.path.ends_with("limit=1"), "{}", self.path);
-        self.list(version, &[]);
-    }
-
     /// The head of a watch, and what feeds it.
     pub(super) fn watch(self) -> mpsc::UnboundedSender<Bytes> {
         let (send, feed) = mpsc::unbounded_channel();

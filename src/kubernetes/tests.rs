@@ -40,7 +40,8 @@ impl Scene {
         let mut following = JoinSet::new();
         following.spawn(async move {
             let mut tasks = JoinSet::new();
-            follow_at(&site, &found, &mut wanted, &mut tasks).await;
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            follow_at(&site, &found, &provider, &mut wanted, &mut tasks).await;
             tasks.shutdown().await;
         });
         Self {
@@ -268,6 +269,52 @@ async fn where_no_server_is_found_all_that_is_wanted_is_in_trouble_that_says_wha
     }
     stop.cancel();
     running.join_next().await.unwrap().unwrap();
+}
+
+/// Whom the test's server is told that we are, after somebody has replaced our token.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_replaced_is_taken_up_where_the_old_one_is_refused() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let kubeconfig = dir.path().join("kubeconfig");
+    let write = |token: &str| {
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, \
+             clusters: [{{name: c, cluster: {{server: \"https://api:1\"}}}}], \
+             contexts: [{{name: c, context: {{cluster: c, user: u}}}}], \
+             users: [{{name: u, user: {{token: {token}}}}}]}}"
+        );
+        std::fs::write(&kubeconfig, text).unwrap();
+    };
+    write("old");
+    let settings = Kubernetes {
+        kubeconfig: Some(kubeconfig.clone()),
+        ..Kubernetes::default()
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let server = Server::find(&settings, &provider).await.unwrap();
+    let site = Site::new(server, Store::new(None));
+    let token = || async {
+        let request = site
+            .server()
+            .request(hyper::Method::GET, "/")
+            .await
+            .unwrap();
+        request.headers()["authorization"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let mut renewing = Box::pin(stay_known(&site, &settings, &provider));
+    let begun = tokio::time::Instant::now();
+    let mut wait = async |time| tokio::time::timeout(time, &mut renewing).await;
+    site.unknown.notify_one();
+    assert!(wait(Duration::from_secs(60)).await.is_err());
+    assert_eq!(token().await, "Bearer old");
+    write("new");
+    site.unknown.notify_one();
+    assert!(wait(Duration::from_secs(60)).await.is_err());
+    assert_eq!(token().await, "Bearer new");
+    assert!(begun.elapsed() > Duration::ZERO);
 }
 
 #[test]

@@ -341,7 +341,7 @@ impl Endpoint {
             .iter()
             .filter_map(|address| address.parse().ok())
             .collect();
-        let first = addresses.first()?.to_string();
+        let first = addresses.first()?;
         let Conditions {
             ready,
             serving,
@@ -359,7 +359,7 @@ impl Endpoint {
                 .target_ref
                 .and_then(|target| target.uid)
                 .filter(|uid| !uid.is_empty())
-                .unwrap_or(first),
+                .unwrap_or_else(|| format!("{first} {ports:?}")),
             addresses,
             ports: ports.clone(),
             ready,

@@ -131,6 +131,9 @@ struct Broken {
     failure: Failure,
     /// Another may be tried: this was no verdict, and there is time.
     go_on: bool,
+    /// It says something of the endpoint: it does not lie with this machine, and there was time to
+    /// answer.
+    of_endpoint: bool,
 }
 
 impl Dialler<'_> {
@@ -168,7 +171,6 @@ impl Dialler<'_> {
                 Pick::Exhausted => break,
             };
             let others = others.min(MOST_ENDPOINTS - 1 - tried.len());
-            let begun = Instant::now();
             match self
                 .attempt(Target::Endpoint(&held), name.clone(), others)
                 .await
@@ -181,7 +183,7 @@ impl Dialler<'_> {
                     });
                 }
                 Err(broken) => {
-                    if self.is_of_the_endpoint(&broken.failure, begun) {
+                    if broken.of_endpoint {
                         held.failed(Instant::now());
                     }
                     tried.add(held);
@@ -222,11 +224,12 @@ impl Dialler<'_> {
         }
         // A kernel answers at once or not at all, so that each has the same share of the time.
         let share = self.clock.share(others + 1);
+        let begun = Instant::now();
         let opening = pin!(open(to, resolver, progress, route.keepalive));
         let (mut stream, endpoint) = match self.clock.until(share, opening).await {
             Some(Ok(opened)) => opened,
-            Some(Err(failure)) => return Err(Broken::may_go_on(failure)),
-            None => return Err(self.too_late(to, share)),
+            Some(Err(failure)) => return Err(Broken::new(failure, true)),
+            None => return Err(self.too_late(to, begun, share)),
         };
         route.metrics.connected(self.begun.elapsed());
 
@@ -239,7 +242,7 @@ impl Dialler<'_> {
                 let deadline = self.clock.deadline;
                 match self.clock.until(deadline, place).await {
                     Some(place) => place,
-                    None => return Err(Broken::finally(turn_did_not_come(route))),
+                    None => return Err(Broken::new(turn_did_not_come(route), false)),
                 }
             }
         };
@@ -268,11 +271,11 @@ impl Dialler<'_> {
                     failure.why.detail = format!("{endpoint}: {}", failure.why.detail);
                 }
                 self.begun = Instant::now();
-                return Err(Broken { failure, go_on });
+                return Err(Broken::new(failure, go_on));
             }
             None => {
                 self.begun = Instant::now();
-                return Err(self.too_late(to, share));
+                return Err(self.too_late(to, begun, share));
             }
         };
         let resumed = session.facts().handshake_kind() == Some(rustls::HandshakeKind::Resumed);
@@ -314,43 +317,32 @@ impl Dialler<'_> {
         failure
     }
 
-    /// `end` has passed: the share of one attempt, or the deadline.
-    fn too_late(&self, to: Target<'_>, end: Instant) -> Broken {
+    /// A step that began then did not come to its end by `end`: its share, or the deadline.
+    fn too_late(&self, to: Target<'_>, begun: Instant, end: Instant) -> Broken {
         let phase = self.progress.phase();
         let limit = self.route.timeouts.connect;
         let in_time = end < self.clock.deadline;
-        let detail = if in_time {
-            format!("no answer from {to} within its share of connect_timeout ({limit:?})")
-        } else {
-            format!("no answer from {to} within connect_timeout ({limit:?})")
-        };
+        let share = if in_time { "its share of " } else { "" };
+        let detail = format!("no answer from {to} within {share}connect_timeout ({limit:?})");
         let side = match phase {
             Phase::Resolve => Side::Local,
             _ => Side::Upstream,
         };
+        let broken = Broken::new(Failure::new(phase, side, Reason::Timeout, detail), in_time);
         Broken {
-            failure: Failure::new(phase, side, Reason::Timeout, detail),
-            go_on: in_time,
+            of_endpoint: broken.of_endpoint && begun.elapsed() >= limit / 10,
+            ..broken
         }
-    }
-
-    /// Whether a failure says something of the endpoint: not where it lies with this machine, and
-    /// not where hardly any time had been left.
-    fn is_of_the_endpoint(&self, failure: &Failure, begun: Instant) -> bool {
-        let had_time = begun.elapsed() >= self.route.timeouts.connect / 10;
-        failure.side == Side::Upstream && (failure.why.reason != Reason::Timeout || had_time)
     }
 }
 
 impl Broken {
-    fn may_go_on(failure: Failure) -> Self {
-        let go_on = true;
-        Self { failure, go_on }
-    }
-
-    fn finally(failure: Failure) -> Self {
-        let go_on = false;
-        Self { failure, go_on }
+    fn new(failure: Failure, go_on: bool) -> Self {
+        Self {
+            of_endpoint: failure.side == Side::Upstream,
+            failure,
+            go_on,
+        }
     }
 }
 

@@ -67,6 +67,14 @@ async fn ask(client: &Client, path: &str) -> Result<Value, Box<Status>> {
     }
 }
 
+/// Waits until the server's watch cache knows of this state: from there it answers to version 0,
+/// and a real one may be behind.
+async fn cached(cluster: &Cluster, object: &Value) {
+    let mut collection = objects::path(object, false);
+    collection += &format!("?resourceVersion={}", version_of(object));
+    ask(&cluster.admin(), &collection).await.unwrap();
+}
+
 /// `ADDED name` and the like, with the value of a Secret.
 async fn next(watch: &mut Watch<Secret>) -> String {
     let event = within("an event of the watch", watch.try_next()).await;
@@ -213,9 +221,8 @@ async fn pages_of_a_list_are_of_one_moment() {
 async fn a_list_says_how_many_objects_remain_and_its_items_do_not_say_what_they_are() {
     let cluster = Cluster::start().await;
     for name in ["a", "b", "c"] {
-        cluster
-            .apply(&objects::config_map(PAYMENTS, name, &[]))
-            .await;
+        let map = objects::config_map(PAYMENTS, name, &[]);
+        cached(&cluster, &cluster.apply(&map).await).await;
     }
     let path = "/api/v1/namespaces/payments/configmaps?limit=1";
     let list = ask(&cluster.admin(), path).await.unwrap();
@@ -336,6 +343,19 @@ async fn a_watch_tells_what_came_after_its_version_and_goes_on() {
 }
 
 #[tokio::test]
+async fn a_watch_of_one_namespace_hears_nothing_of_another() {
+    let cluster = Cluster::start().await;
+    let start = cluster.apply(&secret("a", "1")).await;
+    let elsewhere = |value| objects::secret("other", "a", "Opaque", &[("value", value)]);
+    cluster.apply(&elsewhere("1")).await;
+    let mut events = watch(&cluster.admin(), WatchParams::default(), &start).await;
+    cluster.apply(&elsewhere("2")).await;
+    cluster.delete(&elsewhere("")).await;
+    cluster.apply(&secret("a", "2")).await;
+    assert_eq!(next(&mut events).await, "MODIFIED a 2");
+}
+
+#[tokio::test]
 async fn a_deleted_object_has_the_version_of_its_deletion() {
     let cluster = Cluster::start().await;
     let start = cluster.apply(&secret("a", "1")).await;
@@ -379,13 +399,14 @@ async fn an_object_that_stops_matching_is_deleted_and_one_that_begins_to_is_adde
 async fn a_watch_from_nowhere_begins_with_what_is_there() {
     let cluster = Cluster::start().await;
     cluster.apply(&secret("a", "1")).await;
-    cluster.apply(&secret("b", "1")).await;
+    let mut newest = cluster.apply(&secret("b", "1")).await;
     // Which is a streaming list to one who takes bookmarks.
     let end = "BOOKMARK {\"k8s.io/initial-events-end\": \"true\"}";
     for (since, bookmarks) in [("0", true), ("", true), ("0", false), ("", false)] {
         let secrets = secrets(&cluster.admin());
         let mut params = WatchParams::default().fields("type=Opaque");
         params.bookmarks = bookmarks;
+        cached(&cluster, &newest).await;
         let mut events = secrets.watch(&params, since).await.unwrap().boxed();
         assert_eq!(next(&mut events).await, "ADDED a 1");
         assert_eq!(next(&mut events).await, "ADDED b 1");
@@ -394,7 +415,7 @@ async fn a_watch_from_nowhere_begins_with_what_is_there() {
         }
         cluster.apply(&secret("b", since)).await;
         assert_eq!(next(&mut events).await, format!("MODIFIED b {since}"));
-        cluster.apply(&secret("b", "1")).await;
+        newest = cluster.apply(&secret("b", "1")).await;
     }
 }
 
@@ -423,7 +444,7 @@ async fn a_watch_ends_at_its_timeout_and_says_how_far_it_came() {
 #[tokio::test]
 async fn a_streaming_list_says_where_the_initial_events_end() {
     let cluster = Cluster::start().await;
-    cluster.apply(&secret("a", "1")).await;
+    cached(&cluster, &cluster.apply(&secret("a", "1")).await).await;
     let params = WatchParams::default()
         .fields("type=Opaque")
         .initial_events();
@@ -440,7 +461,7 @@ async fn a_streaming_list_says_where_the_initial_events_end() {
 async fn the_watcher_of_kube_rs_sees_the_same_by_lists_pages_and_streams() {
     let cluster = Cluster::start().await;
     for name in ["a", "b", "c"] {
-        cluster.apply(&secret(name, "1")).await;
+        cached(&cluster, &cluster.apply(&secret(name, "1")).await).await;
     }
     let config = watcher::Config::default().fields("type=Opaque");
     for config in [

@@ -53,7 +53,9 @@ impl Scene {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let store = Store::new(None);
-            Announcer::new(server).run(&store, &mut receiver).await;
+            Announcer::new(server, Schedule::default())
+                .run(&store, &mut receiver)
+                .await;
         });
         Self {
             api,
@@ -208,7 +210,9 @@ async fn a_server_that_is_away_is_tried_again_and_hears_of_what_stands_then() {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let store = Store::new(None);
-        Announcer::new(server).run(&store, &mut receiver).await;
+        Announcer::new(server, Schedule::default())
+            .run(&store, &mut receiver)
+            .await;
     });
     let line = Arc::clone(&api.line);
     let mut scene = Scene {

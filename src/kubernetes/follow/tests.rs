@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::cluster::{DataKey, Wanted};
+use crate::cluster::{DataKey, Subject, Wanted};
 use crate::config::kubernetes::ObjectRef;
 use crate::failure::Reason;
 use crate::kubernetes::collect::secrets;
@@ -99,7 +99,8 @@ impl Scene {
     }
 
     fn trouble(&self, name: &str) -> Option<Explained> {
-        self.store.data(&key(name)).trouble
+        let subject = Subject::Data(key(name));
+        self.store.troubles().remove(&subject)
     }
 
     async fn until_trouble(&self, name: &str, there: bool) -> Option<Explained> {
@@ -400,13 +401,10 @@ async fn a_version_of_the_api_that_is_not_served_gives_way_to_the_next() {
         let asked = api.expect(&path(version), &[by_name]).await;
         asked.status(404, &[], &json!("404 page not found"));
     }
-    let why = loop {
-        if let Some(why) = store.data(&bundle).trouble {
-            break why;
-        }
+    while store.troubles().is_empty() {
         store.changed().await;
-        store.take_changes();
-    };
+    }
+    let why = &store.troubles()[&Subject::Data(bundle.clone())];
     assert_eq!(
         why.detail,
         "https://api: this API server does not serve ClusterTrustBundles"
@@ -534,9 +532,10 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
 
     scene.api.line.restore();
     let back = Instant::now();
-    // One asks whether the server was set back; the others know by it.
-    scene.api.next().await.newest("10");
     let mut resumed = Vec::new();
+    // Whoever tries looks whether the server is still the same.
+    scene.expect_list().await.list("12", &[]);
+    resumed.push(scene.expect_watch("12").await.watch());
     let mut first = None;
     while resumed.len() < WATCHES {
         let asked = scene.expect_watch("10").await;
@@ -552,5 +551,31 @@ async fn while_the_server_is_away_one_tries_and_when_it_is_back_all_go_on_from_w
     assert!(first.unwrap().elapsed() > Duration::from_millis(500));
     for name in &names {
         scene.until_trouble(name, false).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_comes_back_with_an_older_memory_is_listed_anew_by_all() {
+    let mut scene = Scene::following(&["a", "b"]);
+    let mut watches = Vec::new();
+    while watches.len() < 2 {
+        let asked = scene.api.next().await;
+        if asked.is_watch() {
+            watches.push(asked.watch());
+        } else {
+            asked.list("1000", &[]);
+        }
+    }
+    scene.api.line.cut();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    scene.api.line.restore();
+    for _ in 0..2 {
+        scene.expect_list().await.list("400", &[]);
+        watches.push(scene.expect_watch("400").await.watch());
+    }
+    // And that is it: the next time each goes on from where it was.
+    watches.clear();
+    for _ in 0..2 {
+        scene.expect_watch("400").await;
     }
 }

@@ -70,7 +70,7 @@ async fn find(settings: &Kubernetes) -> Result<Server, String> {
 }
 
 async fn refused(settings: &Kubernetes) -> String {
-    find(settings).await.err().expect("it cannot be used")
+    find(settings).await.expect_err("it cannot be used")
 }
 
 #[tokio::test]
@@ -84,7 +84,6 @@ async fn the_server_and_who_we_are_come_from_the_kubeconfig_and_its_context() {
     );
     let server = find(&settings).await.unwrap();
     assert_eq!(server.name, "http://127.0.0.1:8001/k8s/c1");
-    assert!(server.from_kubeconfig);
     let request = server
         .request(Method::GET, "/api/v1/secrets?a=b")
         .await
@@ -186,6 +185,39 @@ async fn what_is_wrong_with_a_kubeconfig_is_said_with_its_place() {
         assert!(why.contains(expected), "{why}");
         assert!(!why.contains("S3CRET"), "{why}");
     }
+}
+
+#[tokio::test]
+async fn a_change_of_who_we_are_shows() {
+    let dir = TempDir::new().unwrap();
+    let token = dir.path().join("token");
+    let (one, two) = (server_leaf(&ca("a")), server_leaf(&ca("b")));
+    let certificate = |leaf: &Leaf| {
+        format!(
+            "client-certificate-data: {}, client-key-data: {}",
+            BASE64_STANDARD.encode(leaf.pem()),
+            BASE64_STANDARD.encode(leaf.key_pem())
+        )
+    };
+    let file = format!("tokenFile: {}", token.display());
+    let mut seen = Vec::new();
+    for (user, text) in [
+        ("token: a".to_owned(), "x"),
+        ("token: b".to_owned(), "x"),
+        (file.clone(), "x"),
+        (file, "y"),
+        (certificate(&one), "y"),
+        (certificate(&two), "y"),
+    ] {
+        fs::write(&token, text).unwrap();
+        let settings = kubeconfig(dir.path(), "https://127.0.0.1:1", "", &user);
+        let who = find(&settings).await.unwrap().who;
+        assert_eq!(find(&settings).await.unwrap().who, who, "{user}");
+        seen.push(who);
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 6);
 }
 
 #[tokio::test]
@@ -309,7 +341,7 @@ async fn cas_of_the_service_account_are_read_again_after_a_minute_and_kept_where
     let mut config = Config::new("https://127.0.0.1".parse().unwrap());
     config.root_cert = Some(vec![old.der().to_vec()]);
     config.root_cert_file = Some(path.clone());
-    let tls = Tls::new(&config, "127.0.0.1", &Arc::new(provider())).unwrap();
+    let tls = Tls::new(&config, "127.0.0.1", None, &Arc::new(provider())).unwrap();
     let leaf = server_leaf(&new);
     let accepted = async || {
         let (ours, theirs) = tokio::io::duplex(64 * 1024);

@@ -592,6 +592,21 @@ async fn an_endpoint_that_had_hardly_any_time_is_not_set_aside() {
         assert_eq!(failed(result).why.reason, Reason::Timeout);
         assert_eq!(live.summary(Instant::now()).set_aside, set_aside);
     }
+
+    // It had answered the SYN long ago, and we were in line.
+    live.replace(set(&[]));
+    live.replace(set(&[silent.address]));
+    let mut route = pki.to(&live);
+    route.handshakes = Arc::new(Handshakes::new(NonZeroUsize::new(1)));
+    let ahead = Arc::clone(&route.handshakes);
+    let place = ahead.place_at_once().unwrap();
+    let leaves = async {
+        tokio::time::sleep(Duration::from_millis(9_990)).await;
+        drop(place);
+    };
+    let (result, ()) = tokio::join!(dial(&route), leaves);
+    assert_eq!(failed(result).side, Side::Upstream);
+    assert_eq!(live.summary(Instant::now()).set_aside, 0);
 }
 
 #[tokio::test]

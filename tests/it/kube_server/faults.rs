@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::support::kube::{Ending, Fault, History};
+use crate::support::net::{self, Caller};
+
+const SECRETS: &str = "/api/v1/namespaces/payments/secrets";
 
 /// A watcher of one Secret that has seen its initial state, by a client of its own.
 async fn settled(cluster: &Cluster, user: &User<'_>) -> BoxStream<'static, String> {
@@ -124,6 +127,11 @@ async fn the_next_requests_are_answered_wrongly_and_those_after_them_are_not() {
         }
         secrets(&user.client()).get("a").await.unwrap();
     }
+    let server = cluster.server();
+    server.fail(1, Fault::TooManyRequests(7), |_| true);
+    let request = http::Request::get(SECRETS).body(kube::client::Body::empty());
+    let answer = user.client().send(request.unwrap()).await.unwrap();
+    assert_eq!(answer.headers()["retry-after"], "7");
     cluster.server().fail(1, Fault::Reset, |_| true);
     let error = secrets(&user.client()).get("a").await.unwrap_err();
     assert!(!matches!(error, kube::Error::Api(_)), "{error}");
@@ -155,6 +163,32 @@ async fn watches_end_in_each_way_and_the_watcher_goes_on() {
             [last] = events::<1>(&mut seen).await;
         }
         assert_eq!(relists(&cluster, mark), relists_expected, "{how:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_way_that_a_watch_ends_is_what_it_says_on_the_wire() {
+    for (how, rest, ending) in [
+        (Ending::Closed, "0\r\n\r\n", net::Ending::Fin),
+        (Ending::Cut, "", net::Ending::Fin),
+        (Ending::Reset, "", net::Ending::Reset),
+    ] {
+        let cluster = Cluster::in_process_over_http().await;
+        let user = reader(&cluster).await;
+        let since = version_of(&cluster.apply(&secret("a", "1")).await);
+        let address = cluster.url().trim_start_matches("http://");
+        let mut caller = Caller::connect(address.parse().unwrap()).await;
+        let request = format!(
+            "GET {SECRETS}?watch=true&resourceVersion={since} HTTP/1.1\r\nHost: {address}\r\n\
+             Connection: close\r\nAuthorization: Bearer {}\r\n\r\n",
+            user.token()
+        );
+        caller.send(request.as_bytes()).await;
+        while caller.line().await != "\r" {}
+        cluster.server().open_watches(1).await;
+        cluster.server().end_watches(how).await;
+        let seen = caller.rest().await;
+        assert_eq!(seen, (rest.as_bytes().to_vec(), ending), "{how:?}");
     }
 }
 

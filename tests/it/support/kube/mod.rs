@@ -17,7 +17,7 @@
 //! let secret = cluster.apply(&objects::tls_secret("payments", "billing-tls", &issued)).await;
 //! let config = format!("[kubernetes]\nkubeconfig = {:?}\n", user.kubeconfig());
 //! // … the proxy runs, by that file …
-//! cluster.event_of(&secret, "CertificateLoaded").await;
+//! cluster.event_of(&secret, "CertificateInUse").await;
 //! ```
 //!
 //! The imitation is strict. Whatever a client other than the kit asks that a real server would

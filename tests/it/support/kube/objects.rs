@@ -113,7 +113,7 @@ pub(crate) fn der(pem: &str) -> Vec<u8> {
 }
 
 /// Where an object lies, or its collection.
-pub(super) fn path(object: &Value, with_name: bool) -> String {
+pub(crate) fn path(object: &Value, with_name: bool) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
     let resource = resources::all()

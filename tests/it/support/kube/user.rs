@@ -70,7 +70,7 @@ impl<'a> User<'a> {
         let binding = self.cluster.apply(&object).await;
         let what = format!("{} to be allowed {rules}", self.name);
         until(what, async || {
-            let allowed = self.may_first_of(place, &rules).await;
+            let allowed = self.may(place, &rules[0]).await;
             allowed.then_some(())
         })
         .await;
@@ -87,16 +87,16 @@ impl<'a> User<'a> {
         for (binding, rules) in &bindings {
             let place = binding["metadata"]["namespace"].as_str();
             until("the rules to be gone", async || {
-                let allowed = self.may_first_of(place.unwrap_or_default(), rules).await;
+                let allowed = self.may(place.unwrap_or_default(), &rules[0]).await;
                 (!allowed).then_some(())
             })
             .await;
         }
     }
 
-    /// Asks the server whether the first verb of the first rule is allowed by now.
-    async fn may_first_of(&self, namespace: &str, rules: &Value) -> bool {
-        let rule = &rules[0];
+    /// Asks the server whether the first verb of a rule is allowed by now, of the first object that
+    /// the rule names. No namespace: in the whole cluster.
+    pub(crate) async fn may(&self, namespace: &str, rule: &Value) -> bool {
         let review = json!({
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
@@ -118,7 +118,7 @@ impl<'a> User<'a> {
 
     /// A kubeconfig with the present token in it. The same file at every call, written anew.
     pub(crate) fn kubeconfig(&self) -> PathBuf {
-        let user = json!({ "token": self.token.lock().unwrap().text });
+        let user = json!({ "token": self.token() });
         self.cluster
             .access
             .kubeconfig(&self.name, &self.namespace, &user)
@@ -133,30 +133,36 @@ impl<'a> User<'a> {
     }
 
     /// A directory with `token`, `ca.crt` and `namespace`, as a pod finds them below
-    /// `/var/run/secrets/kubernetes.io/serviceaccount`. Written anew at every call.
+    /// `/var/run/secrets/kubernetes.io/serviceaccount`. Replaced at every call, each at once.
     pub(crate) fn account_files(&self) -> PathBuf {
         let access = &self.cluster.access;
         let ca = access.ca.as_deref().expect("a pod speaks TLS");
         let write = |name: &str, text: &str| {
             let name = format!("{}-{}/{name}", self.namespace, self.name);
-            access.files.write(&name, text)
+            let new = access.files.write(&format!("{name}.new"), text);
+            let file = access.files.path(&name);
+            std::fs::rename(new, &file).unwrap();
+            file
         };
-        write("token", &self.token.lock().unwrap().text);
+        write("token", &self.token());
         write("ca.crt", ca);
         let file = write("namespace", &self.namespace);
         crate::support::pki::path_of(&file).to_owned()
     }
 
     fn write_token(&self) -> PathBuf {
-        let token = self.token.lock().unwrap();
         let name = format!("{}-{}.token", self.namespace, self.name);
-        self.cluster.access.files.write(&name, &token.text)
+        self.cluster.access.files.write(&name, self.token())
+    }
+
+    /// The present token.
+    pub(crate) fn token(&self) -> String {
+        self.token.lock().unwrap().text.clone()
     }
 
     /// A client of this user, with the present token.
     pub(crate) fn client(&self) -> Client {
-        let token = self.token.lock().unwrap().text.clone();
-        self.cluster.access.client(&token)
+        self.cluster.access.client(&self.token())
     }
 
     /// Makes the token that is in use worthless: from then on it is answered with 401. Returns
