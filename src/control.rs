@@ -146,6 +146,7 @@ impl Control {
                 generation: 0,
                 loaded_at: now,
                 refused: None,
+                warnings: Vec::new(),
             },
             services: Vec::new(),
             discovery: None,
@@ -223,6 +224,7 @@ impl Control {
     async fn carry_on(mut self, mut reloads: mpsc::Receiver<ReloadRequest>) -> Stopped {
         let drain = self.setup.shutdown.drain().clone();
         let mut health = self.watch.health();
+        let mut told = None;
         let cluster = Arc::clone(&self.setup.cluster);
         let mut watching = true;
         loop {
@@ -265,7 +267,9 @@ impl Control {
                     () = self.assemble_again() => {}
                 },
                 Ok(()) = health.changed() => {
-                    info!(how = %health.borrow_and_update().noticing, "changes are noticed by");
+                    let now = health.borrow_and_update().clone();
+                    report::log_health(told.as_ref(), &now);
+                    told = Some(now);
                     self.publish();
                 }
                 () = timer => self.timer_fired(),
@@ -497,10 +501,13 @@ impl Control {
     fn publish(&self) {
         let unbound = self.listeners.failed();
         let discovery = self.discovery_trouble();
+        let health = self.watch.health();
+        let health = health.borrow();
+        let file = SourceKey::Config(self.setup.path.clone());
         let services = report::services(&report::Facts {
             state: &self.state,
             unbound: &unbound,
-            health: &self.watch.health().borrow(),
+            health: &health,
             cluster: &self.setup.cluster,
             stale: &self.stale,
             hindered: &self.hindered,
@@ -525,6 +532,7 @@ impl Control {
                 generation: self.generation,
                 loaded_at: self.loaded_at,
                 refused: self.refused.as_ref().map(|refused| refused.why.clone()),
+                warnings: health.notes.get(&file).cloned().unwrap_or_default(),
             },
             services,
             discovery,

@@ -52,6 +52,8 @@ pub(crate) struct ConfigStatus {
     pub loaded_at: i64,
     /// Why the newest one is not in force, if it is not.
     pub refused: Option<Explained>,
+    /// Standing warnings, for example that its file can never change where it is mounted.
+    pub warnings: Vec<String>,
 }
 
 /// One service.
@@ -294,6 +296,7 @@ pub(crate) mod tests {
                 generation: 2,
                 loaded_at: 2_000,
                 refused: None,
+                warnings: vec![],
             },
             services,
             discovery: None,

@@ -205,6 +205,21 @@ pub(super) fn source_kind(key: &SourceKey) -> &'static str {
     }
 }
 
+/// How changes are noticed, where that is new, and what is new of single sources.
+pub(super) fn log_health(before: Option<&Health>, now: &Health) {
+    if before.is_none_or(|before| before.noticing != now.noticing) {
+        info!(how = %now.noticing, "changes are noticed by");
+    }
+    for (key, notes) in &now.notes {
+        let known = before.and_then(|before| before.notes.get(key));
+        let is_known = |note: &&String| known.is_some_and(|known| known.contains(note));
+        for note in notes.iter().filter(|note| !is_known(note)) {
+            let (source, kind) = (source_name(key), source_kind(key));
+            warn!(source, kind, "{note}");
+        }
+    }
+}
+
 /// One line for what became of a reading.
 pub(super) fn log_judged(judged: &Judged, state: &State, trigger: Trigger) {
     let source = source_name(&judged.key);

@@ -473,6 +473,7 @@ fn survey(key: &SourceKey, memo: &mut Memo, mounts: &mut Mounts) -> (Needs, Vec<
                         ));
                     }
                 }
+                notes.extend(mounts.note_on(&dir, false));
                 notes.extend(mounts.note_on_directory(&dir, identity.0));
                 needs.whole.insert(dir, identity);
             }
@@ -493,7 +494,7 @@ fn add_way(
 ) -> End {
     let trace = Trace::follow(path, memo);
     if let End::File(file) = &trace.end {
-        notes.extend(mounts.note_on_file(file));
+        notes.extend(mounts.note_on(file, true));
     }
     if let Some(last) = trace.steps.last() {
         notes.extend(mounts.note_on_directory(&last.dir, last.identity.0));

@@ -157,6 +157,12 @@ fn write_problems(text: &mut String, status: &Value, services: &[Value], now: i6
     let mut failures = Vec::new();
     problems
         .extend(explained(status, "/config/refused").map(|why| format!("configuration: {why}")));
+    warnings.extend(
+        list(status, "/config/warnings")
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|warning| format!("configuration: {}", printable(warning))),
+    );
     if status.pointer("/memory/callers_wait") == Some(&Value::Bool(true)) {
         warnings.push(
             "memory is nearly used up: new callers wait while connections are open\n    \
@@ -327,6 +333,18 @@ mod tests {
         let status = status(ProcessState::Ready, vec![service("billing")]);
         let text = render_table(&render_json(&status, |_| None), 36_000);
         assert!(!text.contains("Problems") && !text.contains("Last failures"));
+    }
+
+    #[test]
+    fn a_warning_of_the_configuration_itself_is_listed_too() {
+        let mut status = status(ProcessState::Ready, vec![service("billing")]);
+        status.config.warnings = vec!["config.toml is mounted by subPath".into()];
+        let text = render_table(&render_json(&status, |_| None), 36_000);
+        let text = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            text.contains("Warnings\n  configuration: config.toml is mounted by subPath\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! What the container around the process decides: its memory, its CPUs, its mounts.
 
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::support::net::Caller;
-use crate::support::pki::Pki;
-use crate::support::proxy::{Config, LogLine, Proxy, Service, series};
+use crate::support::pki::{IdentityFiles, Pki};
+use crate::support::proxy::{
+    Config, LogLine, Proxy, Service, clean_command, command_under, series,
+};
 use crate::support::scene::{NAME, introduce};
 use crate::support::upstream::Upstream;
 
@@ -210,4 +213,186 @@ async fn a_cpu_quota_of_either_version_bounds_the_number_of_workers() {
     let none = tree("none", &[("cgroup.controllers", "\n")]);
     let cpus = std::thread::available_parallelism().unwrap().get();
     assert_eq!(worker_count(&pki, &none, "0::/\n").await, cpus);
+}
+
+// === mounted volumes ===
+
+/// A Kubernetes volume: the links to a version, and the directory with the version's files.
+struct Volume {
+    directory: PathBuf,
+}
+
+impl Volume {
+    const FIRST: &str = "..2026_02_03_04_05_06.1234567";
+
+    fn new(pki: &Pki, name: &str, files: &[(&str, &str)]) -> Self {
+        let directory = pki.path(name);
+        let volume = Self { directory };
+        volume.swap(Self::FIRST, files);
+        for (file, _) in files {
+            let link = volume.directory.join(file);
+            symlink(Path::new("..data").join(file), link).unwrap();
+        }
+        volume
+    }
+
+    /// As the kubelet does: a new directory, the link by rename, and the old directory goes.
+    fn swap(&self, version: &str, files: &[(&str, &str)]) {
+        let new = self.directory.join(version);
+        std::fs::create_dir_all(&new).unwrap();
+        for (file, text) in files {
+            std::fs::write(new.join(file), text).unwrap();
+        }
+        let (aside, data) = (
+            self.directory.join("..data_tmp"),
+            self.directory.join("..data"),
+        );
+        let old = std::fs::read_link(&data);
+        symlink(version, &aside).unwrap();
+        std::fs::rename(&aside, &data).unwrap();
+        if let Ok(old) = old {
+            std::fs::remove_dir_all(self.directory.join(old)).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_mounted_by_sub_path_is_named_as_the_reason_why_nothing_changes() {
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let old = pki.client(NAME);
+    let (chain, key) = (old.chain_pem(), old.key_pem());
+    let secret = Volume::new(&pki, "secret", &[("tls.crt", &chain), ("tls.key", &key)]);
+    // The container's side: a file for each mount.
+    let files = pki.identity_files("mounted", &old);
+    let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
+    let config = Config::of([service.clone()]);
+    let text = config.render();
+    let map = Volume::new(&pki, "map", &[("config.toml", &text)]);
+    let mounts = [
+        (secret.directory.join("tls.crt"), files.cert.clone()),
+        (secret.directory.join("tls.key"), files.key.clone()),
+        (map.directory.join("config.toml"), pki.path("config.toml")),
+    ];
+    let script: String = mounts
+        .iter()
+        .map(|(from, to)| format!("mount --bind {} {} && ", from.display(), to.display()))
+        .collect();
+    let script = format!("{script} exec \"$@\"");
+    let launcher = ["unshare", "-r", "-m", "sh", "-c", &script, "sh"];
+    let proxy = Proxy::start_under(&launcher, &pki, &config).await;
+
+    let warns = |value: &Value, file: &Path, words: &str| {
+        let all = value["warnings"].as_array().into_iter().flatten();
+        let mut all = all.filter_map(Value::as_str);
+        all.any(|it| it.starts_with(file.to_str().unwrap()) && it.contains(words))
+    };
+    let by_sub_path = "is mounted by subPath from a Kubernetes volume";
+    let status = proxy
+        .wait_for_status("the warnings", |status| {
+            let service = &status["services"][0];
+            let told = warns(service, &files.cert, by_sub_path)
+                && warns(service, &files.key, by_sub_path)
+                && warns(&status["config"], &mounts[2].1, by_sub_path);
+            told.then(|| status.clone())
+        })
+        .await;
+    assert!(!status.to_string().contains("newer version"), "{status:#}");
+    for file in [&files.cert, &mounts[2].1] {
+        let file = file.to_str().unwrap();
+        let it = |line: &LogLine| {
+            line.text("message")
+                .is_some_and(|it| it.starts_with(file) && it.contains(by_sub_path))
+        };
+        proxy.wait_for_log("it in the log", it).await;
+    }
+
+    // A rotation that the kubelet carries out, and that never arrives here.
+    let new = pki.client(NAME);
+    let (chain, key) = (new.chain_pem(), new.key_pem());
+    secret.swap(
+        "..2026_02_04_04_05_06.7654321",
+        &[("tls.crt", &chain), ("tls.key", &key)],
+    );
+    assert_eq!(proxy.reload().await.code, 200);
+    proxy
+        .wait_for_service(NAME, "the rotation to be missed", |service| {
+            warns(service, &files.cert, "has a newer version").then_some(())
+        })
+        .await;
+    let (_caller, seen) = introduce(&service).await;
+    assert_eq!(
+        seen.serial,
+        old.serial(),
+        "nothing changes: that is the point"
+    );
+}
+
+#[tokio::test]
+async fn a_key_in_a_volume_that_may_not_be_read_is_explained_with_owner_mode_and_cure() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    let pki = Pki::new();
+    let upstream = Upstream::start(&pki).await;
+    let issued = pki.client(NAME);
+    let (chain, key) = (issued.chain_pem(), issued.key_pem());
+    let volume = Volume::new(&pki, "secret", &[("tls.crt", &chain), ("tls.key", &key)]);
+    let files = IdentityFiles {
+        cert: volume.directory.join("tls.crt"),
+        key: volume.directory.join("tls.key"),
+    };
+    let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
+    // As root owns what the kubelet writes while the container runs as somebody else: here it is
+    // the other way round, since only root can give files away, and root is stopped by modes only
+    // without these capabilities (capabilities(7)). Whoever is not root shuts himself out.
+    let is_root = rustix::process::geteuid().is_root();
+    let mode = match is_root {
+        true => {
+            std::os::unix::fs::chown(&files.key, Some(1234), Some(1234)).unwrap();
+            0o400
+        }
+        false => 0o000,
+    };
+    std::fs::set_permissions(&files.key, Permissions::from_mode(mode)).unwrap();
+    let without = [
+        "setpriv",
+        "--bounding-set",
+        "-dac_override,-dac_read_search",
+    ];
+    let command = match is_root {
+        true => command_under(&without),
+        false => clean_command(),
+    };
+    let mut proxy = Proxy::launch(command, &pki, &Config::of([service.clone()]));
+    proxy.wait_until_alive().await;
+    let problem = proxy
+        .wait_for_service(NAME, "a service that waits", |service| {
+            let problem = &service["problem"];
+            (problem["reason"] == "unreadable").then(|| problem.clone())
+        })
+        .await;
+    let detail = problem["detail"].as_str().unwrap();
+    let owner = std::fs::metadata(&files.key).unwrap();
+    for part in [
+        format!("{} may not be read", files.key.display()),
+        format!("mode {mode:04o}, owner {}:{}", owner.uid(), owner.gid()),
+        format!(
+            "runs as {}:{}",
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw()
+        ),
+        "fsGroup: ".to_owned(),
+        "defaultMode: 0440".to_owned(),
+    ] {
+        assert!(detail.contains(&part), "no {part:?} in: {detail}");
+    }
+    // The cure, as fsGroup brings it about.
+    if is_root {
+        std::os::unix::fs::chown(&files.key, Some(1234), Some(0)).unwrap();
+    }
+    let cured = if is_root { 0o440 } else { 0o400 };
+    std::fs::set_permissions(&files.key, Permissions::from_mode(cured)).unwrap();
+    proxy.wait_until_ready().await;
+    introduce(&service).await;
 }

@@ -107,7 +107,13 @@ fn who_may_not(path: &Path) -> String {
             (at, metadata)
         }
     };
-    denied(path, &at, metadata.as_ref().map(Owned::of), uid, gid)
+    let mut why = denied(path, &at, metadata.as_ref().map(Owned::of), uid, gid);
+    // The link that the kubelet swaps.
+    let steps = Trace::follow(path, &mut Memo::default()).steps;
+    if steps.iter().any(|step| step.name == "..data") {
+        why.push_str(&in_kubernetes(gid));
+    }
+    why
 }
 
 /// What decides over access to a file (path_resolution(7)).
@@ -145,9 +151,31 @@ fn denied(path: &Path, at: &Path, owned: Option<Owned>, uid: u32, gid: u32) -> S
     format!("{what}{owner} by tlsward, which runs as {uid}:{gid}")
 }
 
+/// With `fsGroup` the kubelet gives a volume's files to that group, of which every container of the
+/// pod is then a member, and lets the group read them.
+fn in_kubernetes(gid: u32) -> String {
+    let group = match gid {
+        // Not the group that owns everything.
+        0 => "65532".to_owned(),
+        gid => gid.to_string(),
+    };
+    format!(
+        " (runAsUser and runAsGroup of the container); it is in a Kubernetes volume: set fsGroup: \
+         {group} in the pod's securityContext, and defaultMode: 0440 at the volume"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn in_a_kubernetes_volume_the_cure_has_our_group_in_it() {
+        let cure = in_kubernetes(1001);
+        assert!(cure.contains("fsGroup: 1001 in the pod's securityContext"));
+        assert!(cure.contains("defaultMode: 0440"));
+        assert!(in_kubernetes(0).contains("fsGroup: 65532 "));
+    }
 
     #[test]
     fn a_lack_of_permission_names_mode_owner_and_us() {
