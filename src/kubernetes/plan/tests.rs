@@ -34,7 +34,7 @@ fn objects_with_keys_are_watched_by_name_so_that_a_role_can_name_them() {
         DataKey::TrustBundle("roots".into()),
     ]);
     let mut wanted = Wanted {
-        data: data.clone(),
+        data,
         ..Wanted::default()
     };
     let plan = plan(&wanted, |_| false);
