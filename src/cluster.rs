@@ -397,7 +397,7 @@ impl Store {
     }
 
     /// All endpoints of a Service, whatever slices they stand in.
-    pub(crate) fn put_endpoints(&self, service: ObjectRef, endpoints: Vec<Backend>) {
+    pub(crate) fn put_endpoints(&self, service: ObjectRef, endpoints: impl Into<Arc<[Backend]>>) {
         let mut known = self.known();
         if !self.wanted.borrow().endpoints.contains(&service) {
             return;

@@ -23,10 +23,10 @@ use crate::cluster::{Store, Subject, Wanted};
 use crate::config::kubernetes::Kubernetes;
 use crate::failure::{Explained, Reason};
 pub(crate) use announce::announce;
-use collect::Discovered;
+use collect::{Discovered, Filter};
 use follow::{Follower, Site};
 use gate::{Backoff, pause};
-use plan::{Filter, Watch, plan, scopes};
+use plan::{Watch, plan, scopes};
 use server::Server;
 
 mod announce;
@@ -35,6 +35,7 @@ mod connection;
 mod facts;
 mod follow;
 mod gate;
+mod http;
 mod plan;
 mod server;
 mod target;
@@ -118,7 +119,7 @@ async fn follow_all(
 
 /// A watch that is running.
 struct Running {
-    filter: Filter,
+    filter: Arc<Filter>,
     /// It has been listed once.
     listed: Arc<AtomicBool>,
     task: AbortHandle,
@@ -206,7 +207,7 @@ fn adjust(
     running.retain(|watch, running| {
         let stays = plan.get(watch).is_some_and(|filter| {
             // What was not wanted for a moment is forgotten there and not here.
-            *filter == running.filter
+            *filter == *running.filter
                 && !(running.listed.load(Ordering::Relaxed)
                     && watch.subjects(filter).any(|it| !site.store.is_known(&it)))
         });
@@ -218,7 +219,8 @@ fn adjust(
     for (watch, filter) in plan {
         running.entry(watch).or_insert_with_key(|watch| {
             let listed = Arc::new(AtomicBool::new(false));
-            let collect = watch.collect(filter.clone(), &site.store, found);
+            let filter = Arc::new(filter);
+            let collect = watch.collect(Arc::clone(&filter), &site.store, found);
             let target = watch.target();
             let follower = Follower::new(Arc::clone(site), target, collect, Arc::clone(&listed));
             Running {

@@ -209,21 +209,19 @@ impl Announcer {
         let namespace = &fact.regarding.object.namespace;
         let path = format!("/apis/events.k8s.io/v1/namespaces/{namespace}/events");
         let body = event(fact, &self.instance, clock::unix_seconds());
+        let body = body.to_string();
         let asked = self.conversation.ask(
             &self.server,
             Method::POST,
             &path,
-            body.to_string().into(),
+            body.as_bytes(),
             Patience::FULL,
         );
-        let response = match asked.await {
-            Ok(response) => response,
+        let code = match asked.await {
+            Ok(head) => head.status,
             Err(why) => return Outcome::Away(why),
         };
-        let code = response.status();
-        let whole = self
-            .conversation
-            .whole(response, LARGEST_ANSWER, Patience::FULL);
+        let whole = self.conversation.whole(LARGEST_ANSWER, Patience::FULL);
         let answer = match whole.await {
             Ok(answer) => answer,
             Err(why) => return Outcome::Away(why),

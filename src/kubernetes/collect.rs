@@ -16,6 +16,25 @@ use crate::failure::Explained;
 /// By this annotation a Service is discovered.
 const LISTEN: &str = "tlsward/listen";
 
+/// What is wanted of what a watch brings. Thousands of watches are for one object each.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Filter {
+    /// Sorted.
+    pub(super) data: Vec<DataKey>,
+    /// Services, or those whose endpoints are wanted; sorted.
+    pub(super) services: Vec<ObjectRef>,
+}
+
+impl Filter {
+    fn has_data(&self, key: &DataKey) -> bool {
+        self.data.binary_search(key).is_ok()
+    }
+
+    fn has_service(&self, object: &ObjectRef) -> bool {
+        self.services.binary_search(object).is_ok()
+    }
+}
+
 /// What a line of a watch was.
 #[derive(Debug)]
 pub(super) enum Line {
@@ -118,27 +137,21 @@ pub(super) struct DataKeep<T> {
     store: Arc<Store>,
     key: fn(&T) -> DataKey,
     data: fn(T) -> ObjectData,
-    wanted: BTreeSet<DataKey>,
+    wanted: Arc<Filter>,
     seen: BTreeSet<DataKey>,
 }
 
-pub(super) fn secrets(store: Arc<Store>, wanted: BTreeSet<DataKey>) -> DataKeep<wire::Secret> {
+pub(super) fn secrets(store: Arc<Store>, wanted: Arc<Filter>) -> DataKeep<wire::Secret> {
     let key = |secret: &wire::Secret| DataKey::Secret(secret.meta().object());
     DataKeep::new(store, wanted, key, wire::Secret::into_data)
 }
 
-pub(super) fn config_maps(
-    store: Arc<Store>,
-    wanted: BTreeSet<DataKey>,
-) -> DataKeep<wire::ConfigMap> {
+pub(super) fn config_maps(store: Arc<Store>, wanted: Arc<Filter>) -> DataKeep<wire::ConfigMap> {
     let key = |map: &wire::ConfigMap| DataKey::ConfigMap(map.meta().object());
     DataKeep::new(store, wanted, key, wire::ConfigMap::into_data)
 }
 
-pub(super) fn trust_bundles(
-    store: Arc<Store>,
-    wanted: BTreeSet<DataKey>,
-) -> DataKeep<wire::TrustBundle> {
+pub(super) fn trust_bundles(store: Arc<Store>, wanted: Arc<Filter>) -> DataKeep<wire::TrustBundle> {
     let key = |bundle: &wire::TrustBundle| DataKey::TrustBundle(bundle.meta().name.clone());
     DataKeep::new(store, wanted, key, wire::TrustBundle::into_data)
 }
@@ -146,7 +159,7 @@ pub(super) fn trust_bundles(
 impl<T> DataKeep<T> {
     fn new(
         store: Arc<Store>,
-        wanted: BTreeSet<DataKey>,
+        wanted: Arc<Filter>,
         key: fn(&T) -> DataKey,
         data: fn(T) -> ObjectData,
     ) -> Self {
@@ -169,7 +182,7 @@ impl<T: Object> Keep for DataKeep<T> {
 
     fn listed(&mut self, object: T) {
         let key = (self.key)(&object);
-        if self.wanted.contains(&key) {
+        if self.wanted.has_data(&key) {
             self.store.put_data(key.clone(), Some((self.data)(object)));
             self.seen.insert(key);
         }
@@ -177,34 +190,34 @@ impl<T: Object> Keep for DataKeep<T> {
 
     fn complete(&mut self) {
         let seen = std::mem::take(&mut self.seen);
-        for key in self.wanted.difference(&seen) {
+        for key in self.wanted.data.iter().filter(|key| !seen.contains(key)) {
             self.store.put_data(key.clone(), None);
         }
     }
 
     fn changed(&mut self, object: T) {
         let key = (self.key)(&object);
-        if self.wanted.contains(&key) {
+        if self.wanted.has_data(&key) {
             self.store.put_data(key, Some((self.data)(object)));
         }
     }
 
     fn deleted(&mut self, object: T) {
         let key = (self.key)(&object);
-        if self.wanted.contains(&key) {
+        if self.wanted.has_data(&key) {
             self.store.put_data(key, None);
         }
     }
 
     fn trouble(&self, why: &Explained) {
-        for key in &self.wanted {
+        for key in &self.wanted.data {
             let subject = Subject::Data(key.clone());
             self.store.put_trouble(subject, why.clone());
         }
     }
 
     fn fine(&self) {
-        for key in &self.wanted {
+        for key in &self.wanted.data {
             self.store.clear_trouble(&Subject::Data(key.clone()));
         }
     }
@@ -213,12 +226,12 @@ impl<T: Object> Keep for DataKeep<T> {
 /// Services that are followed by name.
 pub(super) struct ServiceKeep {
     store: Arc<Store>,
-    wanted: BTreeSet<ObjectRef>,
+    wanted: Arc<Filter>,
     seen: BTreeSet<ObjectRef>,
 }
 
 impl ServiceKeep {
-    pub(super) fn new(store: Arc<Store>, wanted: BTreeSet<ObjectRef>) -> Self {
+    pub(super) fn new(store: Arc<Store>, wanted: Arc<Filter>) -> Self {
         Self {
             store,
             wanted,
@@ -241,46 +254,47 @@ impl Keep for ServiceKeep {
 
     fn complete(&mut self) {
         let seen = std::mem::take(&mut self.seen);
-        for object in self.wanted.difference(&seen) {
+        let wanted = self.wanted.services.iter();
+        for object in wanted.filter(|object| !seen.contains(object)) {
             self.store.put_service(object.clone(), None);
         }
     }
 
     fn changed(&mut self, service: wire::Service) {
         let object = service.meta().object();
-        if self.wanted.contains(&object) {
+        if self.wanted.has_service(&object) {
             self.store.put_service(object, Some(service.into_object()));
         }
     }
 
     fn deleted(&mut self, service: wire::Service) {
         let object = service.meta().object();
-        if self.wanted.contains(&object) {
+        if self.wanted.has_service(&object) {
             self.store.put_service(object, None);
         }
     }
 
     fn trouble(&self, why: &Explained) {
-        for object in &self.wanted {
+        for object in &self.wanted.services {
             let subject = Subject::Service(object.clone());
             self.store.put_trouble(subject, why.clone());
         }
     }
 
     fn fine(&self) {
-        for object in &self.wanted {
+        for object in &self.wanted.services {
             self.store.clear_trouble(&Subject::Service(object.clone()));
         }
     }
 }
 
 /// The slices of each Service, by their names.
-type Slices = BTreeMap<ObjectRef, BTreeMap<String, Vec<Backend>>>;
+type Slices = BTreeMap<ObjectRef, BTreeMap<String, Arc<[Backend]>>>;
 
 /// EndpointSlices, which are joined for each Service.
 pub(super) struct EndpointKeep {
     store: Arc<Store>,
-    wanted: BTreeSet<ObjectRef>,
+    wanted: Arc<Filter>,
     slices: Slices,
     /// Those of the list that is coming in.
     listed: Slices,
@@ -289,7 +303,7 @@ pub(super) struct EndpointKeep {
 }
 
 impl EndpointKeep {
-    pub(super) fn new(store: Arc<Store>, wanted: BTreeSet<ObjectRef>) -> Self {
+    pub(super) fn new(store: Arc<Store>, wanted: Arc<Filter>) -> Self {
         Self {
             store,
             wanted,
@@ -300,16 +314,30 @@ impl EndpointKeep {
     }
 
     fn put(&self, service: &ObjectRef) {
-        let slices = self.slices.get(service);
-        let backends = slices.into_iter().flat_map(BTreeMap::values).flatten();
-        let backends = backends.cloned().collect();
+        let mut slices = self
+            .slices
+            .get(service)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        let first = slices
+            .next()
+            .map_or_else(|| Arc::new([]) as Arc<[_]>, Arc::clone);
+        let mut more = slices.peekable();
+        // Most Services have one slice, which then lies here and there but once.
+        let backends = match more.peek() {
+            None => first,
+            Some(_) => {
+                let more = more.flat_map(|slice| slice.iter());
+                first.iter().chain(more).cloned().collect()
+            }
+        };
         self.store.put_endpoints(service.clone(), backends);
     }
 
     /// The service, the slice's name and its endpoints, if it is of a Service that is wanted.
-    fn read(&mut self, slice: wire::Slice) -> Option<(ObjectRef, String, Vec<Backend>)> {
+    fn read(&mut self, slice: wire::Slice) -> Option<(ObjectRef, String, Arc<[Backend]>)> {
         let service = slice.service()?;
-        if !self.wanted.contains(&service) {
+        if !self.wanted.has_service(&service) {
             return None;
         }
         let name = slice.meta().name.clone();
@@ -319,7 +347,7 @@ impl EndpointKeep {
             }
             return None;
         }
-        Some((service, name, slice.into_backends()))
+        Some((service, name, slice.into_backends().into()))
     }
 
     /// Takes a slice away, from whatever Service it belongs to.
@@ -355,7 +383,7 @@ impl Keep for EndpointKeep {
 
     fn complete(&mut self) {
         self.slices = std::mem::take(&mut self.listed);
-        for service in &self.wanted {
+        for service in &self.wanted.services {
             self.put(service);
         }
     }
@@ -377,14 +405,14 @@ impl Keep for EndpointKeep {
     }
 
     fn trouble(&self, why: &Explained) {
-        for service in &self.wanted {
+        for service in &self.wanted.services {
             let subject = Subject::Endpoints(service.clone());
             self.store.put_trouble(subject, why.clone());
         }
     }
 
     fn fine(&self) {
-        for service in &self.wanted {
+        for service in &self.wanted.services {
             let subject = Subject::Endpoints(service.clone());
             self.store.clear_trouble(&subject);
         }

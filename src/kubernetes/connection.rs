@@ -1,23 +1,22 @@
-//! Requests to the API server, over one HTTP/1.1 connection that is made when it is needed. No task
-//! of its own: whoever waits for an answer moves its bytes, so that it ends with whoever holds it.
+//! Requests to the API server, over one connection that is made when it is needed. No task and no
+//! buffer of its own: whoever waits for an answer moves its bytes, and an idle watch holds its
+//! socket and TLS session and nothing else.
 //!
 //! HTTP/1.1 because each watch has a connection to itself: over HTTP/2 a server allows 100 to 250
 //! streams of a connection, and the next watch would wait for ever.
 
 use std::error::Error;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::{Method, Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use hyper::Method;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::time::timeout;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::gate::Patience;
+use super::http::{self, Body, Head};
 use super::server::Server;
 
 /// A stream of bytes to the server.
@@ -25,11 +24,8 @@ pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// How much is read at once: thousands of watches wait with a buffer of this size. Heads must fit
-/// in; those of an API server have less than 1 KiB.
-const READ_BUFFER: usize = 8 * 1024;
-
-type Driver = http1::Connection<TokioIo<Box<dyn Io>>, Full<Bytes>>;
+/// How much is read at once, on the stack.
+const AT_ONCE: usize = 8 * 1024;
 
 /// Requests, one after the other.
 #[derive(Default)]
@@ -37,11 +33,14 @@ pub(super) struct Conversation {
     connection: Option<Connection>,
 }
 
-/// One connection.
+/// A connection that has at least begun to answer, or is about to.
 struct Connection {
-    requests: SendRequest<Full<Bytes>>,
-    /// `None`: it has ended.
-    driver: Option<Pin<Box<Driver>>>,
+    io: Box<dyn Io>,
+    /// What is still to come of the last answer.
+    body: Body,
+    /// Of that body, read with its head.
+    early: Zeroizing<Vec<u8>>,
+    keeps_alive: bool,
 }
 
 impl Conversation {
@@ -54,75 +53,66 @@ impl Conversation {
         server: &Server,
         method: Method,
         path: &str,
-        body: Bytes,
+        body: &[u8],
         patience: Patience,
-    ) -> Result<Response<Incoming>, String> {
+    ) -> Result<Head, String> {
         loop {
-            let request = server.request(method.clone(), path).await?;
-            let request = request.map(|()| Full::new(body.clone()));
-            let used = self.connection.take().filter(Connection::is_usable);
+            // Again for each attempt, and wiped: a token stands in it.
+            let headers = server.headers().await?;
+            let request = http::request(&method, &server.target(path), &headers, body);
+            let request = Zeroizing::new(request);
+            let used = self.connection.take().filter(Connection::is_free);
             let is_used = used.is_some();
-            let connection = match used {
+            let mut connection = match used {
                 Some(connection) => connection,
                 None => Connection::open(server, patience).await?,
             };
-            let connection = self.connection.insert(connection);
-            match timeout(patience.answer, connection.send(request)).await {
-                Ok(Ok(response)) => return Ok(response),
+            match timeout(patience.answer, connection.ask(&request)).await {
+                Ok(Ok(head)) => {
+                    self.connection = Some(connection);
+                    return Ok(head);
+                }
                 // A server may close a connection that has been idle, at any moment.
-                Ok(Err(_)) if is_used => self.connection = None,
-                Ok(Err(error)) => {
-                    self.connection = None;
-                    return Err(words(&error));
-                }
-                Err(_) => {
-                    self.connection = None;
-                    return Err(format!("no answer within {:?}", patience.answer));
-                }
+                Ok(Err(_)) if is_used => {}
+                Ok(Err(why)) => return Err(why),
+                Err(_) => return Err(format!("no answer within {:?}", patience.answer)),
             }
         }
     }
 
-    /// The whole of an answer's body.
+    /// The whole of the body that follows the last head.
     ///
     /// # Errors
     /// It breaks off, or has more than `most` bytes.
     pub(super) async fn whole(
         &mut self,
-        response: Response<Incoming>,
         most: usize,
         patience: Patience,
     ) -> Result<Zeroizing<Vec<u8>>, String> {
-        let mut body = response.into_body();
         let mut whole = Zeroizing::default();
         let broken = loop {
-            match timeout(patience.answer, self.piece(&mut body)).await {
-                Ok(None) => return Ok(whole),
-                Ok(Some(Ok(piece))) if whole.len() + piece.len() <= most => {
+            match timeout(patience.answer, self.piece()).await {
+                Ok(Ok(None)) => return Ok(whole),
+                Ok(Ok(Some(piece))) if whole.len() + piece.len() <= most => {
                     append(&mut whole, &piece);
                 }
-                Ok(Some(Ok(_))) => break format!("an answer of more than {most} bytes"),
-                Ok(Some(Err(error))) => break words(&error),
+                Ok(Ok(Some(_))) => break format!("an answer of more than {most} bytes"),
+                Ok(Err(why)) => break why,
                 Err(_) => break format!("an answer that stopped for {:?}", patience.answer),
             }
         };
-        self.connection = None;
+        self.hang_up();
         Err(broken)
     }
 
-    /// The next piece of an answer; `None` at its end. Cancel-safe.
-    pub(super) async fn piece(&mut self, body: &mut Incoming) -> Option<hyper::Result<Bytes>> {
-        let driver = &mut self.connection.as_mut()?.driver;
-        loop {
-            match drive(driver, body.frame()).await? {
-                Ok(frame) => {
-                    // Trailers say nothing of interest.
-                    if let Ok(piece) = frame.into_data() {
-                        return Some(Ok(piece));
-                    }
-                }
-                Err(error) => return Some(Err(error)),
-            }
+    /// The next piece of that body, not empty; `None` at its end. Cancel-safe.
+    ///
+    /// # Errors
+    /// It breaks off.
+    pub(super) async fn piece(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
+        match &mut self.connection {
+            Some(connection) => connection.piece().await,
+            None => Ok(None),
         }
     }
 
@@ -137,45 +127,89 @@ impl Connection {
         let io = timeout(patience.connect, server.dial())
             .await
             .map_err(|_| format!("no connection within {:?}", patience.connect))??;
-        let (requests, driver) = http1::Builder::new()
-            .read_buf_exact_size(Some(READ_BUFFER))
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| words(&error))?;
         Ok(Self {
-            requests,
-            driver: Some(Box::pin(driver)),
+            io,
+            body: Body::Length(0),
+            early: Zeroizing::default(),
+            keeps_alive: true,
         })
     }
 
     /// Whether another request can be sent, as far as is known.
-    fn is_usable(&self) -> bool {
-        self.driver.is_some() && !self.requests.is_closed()
+    fn is_free(&self) -> bool {
+        self.keeps_alive && self.body.is_complete() && self.early.is_empty()
     }
 
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        let requests = &mut self.requests;
-        drive(&mut self.driver, async {
-            requests.ready().await?;
-            requests.send_request(request).await
-        })
-        .await
-    }
-}
-
-/// Does `work`, and moves the connection's bytes meanwhile.
-async fn drive<F: Future>(driver: &mut Option<Pin<Box<Driver>>>, work: F) -> F::Output {
-    let mut work = pin!(work);
-    poll_fn(|cx| {
-        if let Some(running) = driver
-            && running.as_mut().poll(cx).is_ready()
-        {
-            // Why it ended, whoever waits for an answer is told.
-            *driver = None;
+    async fn ask(&mut self, request: &[u8]) -> Result<Head, String> {
+        let sent = async {
+            self.io.write_all(request).await?;
+            self.io.flush().await
+        };
+        sent.await.map_err(|error| words(&error))?;
+        let mut bytes: Zeroizing<Vec<u8>> = Zeroizing::default();
+        loop {
+            let more = self.read().await?;
+            if more.is_empty() {
+                return Err("the connection was closed without an answer".into());
+            }
+            append(&mut bytes, &more);
+            if let Some((head, length)) = http::head(&bytes)? {
+                self.body = head.body;
+                self.keeps_alive = head.keeps_alive;
+                let early = bytes.get(length..).unwrap_or_default();
+                self.early = Zeroizing::new(early.to_vec());
+                return Ok(head);
+            }
         }
-        work.as_mut().poll(cx)
-    })
-    .await
+    }
+
+    async fn piece(&mut self) -> Result<Option<Zeroizing<Vec<u8>>>, String> {
+        loop {
+            let bytes = if !self.early.is_empty() {
+                std::mem::take(&mut self.early)
+            } else if self.body.is_complete() {
+                return Ok(None);
+            } else {
+                self.read().await?
+            };
+            if bytes.is_empty() {
+                self.keeps_alive = false;
+                return match self.body {
+                    Body::UntilClose => {
+                        self.body = Body::Length(0);
+                        Ok(None)
+                    }
+                    _ => Err("the connection was closed within an answer".into()),
+                };
+            }
+            let mut piece = Zeroizing::new(Vec::with_capacity(bytes.len()));
+            let taken = self
+                .body
+                .read(&bytes, |part| piece.extend_from_slice(part))?;
+            if taken < bytes.len() {
+                // Nothing was asked that this could answer.
+                self.keeps_alive = false;
+            }
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    /// What comes next; empty at the end. Cancel-safe.
+    async fn read(&mut self) -> Result<Zeroizing<Vec<u8>>, String> {
+        let io = &mut self.io;
+        let read = poll_fn(|cx| {
+            let mut stack = [0; AT_ONCE];
+            let mut buffer = ReadBuf::new(&mut stack);
+            ready!(Pin::new(&mut *io).poll_read(cx, &mut buffer))?;
+            let bytes = Zeroizing::new(buffer.filled().to_vec());
+            // It may have been a key.
+            buffer.filled_mut().zeroize();
+            Poll::Ready(Ok(bytes))
+        });
+        read.await.map_err(|error: std::io::Error| words(&error))
+    }
 }
 
 /// Appends without leaving a copy behind where the bytes lay before.

@@ -6,16 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::body::{Bytes, Incoming};
 use hyper::header::{HeaderMap, RETRY_AFTER};
-use hyper::{Method, Response, StatusCode};
+use hyper::{Method, StatusCode};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 use zeroize::Zeroizing;
 
 use super::collect::{Collect, Line};
-use super::connection::{Conversation, append, words};
+use super::connection::{Conversation, append};
 use super::gate::{Backoff, Gate, Pass, Patience, pause, some_of};
 use super::server::Server;
 use super::target::{Target, Trouble, Verb};
@@ -138,11 +137,11 @@ impl Follower {
             let lasts = WATCH_LASTS + some_of(WATCH_LASTS_MORE);
             let begun = Instant::now();
             let trouble = match self.begin(lasts, &pass).await {
-                Ok(body) => {
+                Ok(()) => {
                     pass.answered();
                     self.fine();
                     retries.reset();
-                    match self.stream(body, lasts).await {
+                    match self.stream(lasts).await {
                         End::Over => None,
                         End::Failed(trouble) => Some(trouble),
                     }
@@ -212,7 +211,7 @@ impl Follower {
     }
 
     /// A list, if one is needed, and the head of a watch from there on.
-    async fn begin(&mut self, lasts: Duration, pass: &Pass<'_>) -> Result<Incoming, Trouble> {
+    async fn begin(&mut self, lasts: Duration, pass: &Pass<'_>) -> Result<(), Trouble> {
         let patience = pass.patience();
         let set_back = self.site.set_back.load(Ordering::Relaxed);
         let before = self
@@ -241,8 +240,7 @@ impl Follower {
         self.set_back = self.site.set_back.load(Ordering::Relaxed);
         self.resource_version = Some(from.clone());
         let path = self.target.watch(self.version, &from, lasts);
-        let response = self.ask(Verb::Watch, &path, patience).await?;
-        Ok(response.into_body())
+        self.ask(Verb::Watch, &path, patience).await
     }
 
     /// All of it; says from which version on it is to be watched.
@@ -251,11 +249,11 @@ impl Follower {
         let mut continue_token = String::new();
         loop {
             let path = self.target.list(self.version, &continue_token);
-            let response = self.ask(Verb::List, &path, patience).await?;
+            self.ask(Verb::List, &path, patience).await?;
             let server = self.site.server();
             let page = self
                 .conversation
-                .whole(response, LARGEST_PAGE, patience)
+                .whole(LARGEST_PAGE, patience)
                 .await
                 .map_err(|why| Trouble::away(&server.name, &why))?;
             let page = self.collect.page(&page);
@@ -270,28 +268,22 @@ impl Follower {
         }
     }
 
-    /// The head of the answer to one request, if it is a yes.
-    async fn ask(
-        &mut self,
-        verb: Verb,
-        path: &str,
-        patience: Patience,
-    ) -> Result<Response<Incoming>, Trouble> {
+    /// Asks, and returns once the answer has begun, if it is a yes.
+    async fn ask(&mut self, verb: Verb, path: &str, patience: Patience) -> Result<(), Trouble> {
         let server = self.site.server();
         let away = |why: String| Trouble::away(&server.name, &why);
-        let response = self
+        let head = self
             .conversation
-            .ask(&server, Method::GET, path, Bytes::new(), patience)
+            .ask(&server, Method::GET, path, &[], patience)
             .await
             .map_err(away)?;
-        let code = response.status();
-        if code.is_success() {
-            return Ok(response);
+        if head.status.is_success() {
+            return Ok(());
         }
-        let retry_after = retry_after(response.headers());
+        let retry_after = retry_after(&head.headers);
         let body = self
             .conversation
-            .whole(response, LARGEST_REFUSAL, patience)
+            .whole(LARGEST_REFUSAL, patience)
             .await
             .map_err(away)?;
         let status = Status::parse(&body);
@@ -299,23 +291,22 @@ impl Follower {
             &server.name,
             &self.target,
             verb,
-            code,
+            head.status,
             retry_after,
             &status,
         ))
     }
 
     /// Takes in what a watch brings until it ends.
-    async fn stream(&mut self, mut body: Incoming, lasts: Duration) -> End {
+    async fn stream(&mut self, lasts: Duration) -> End {
         let ends = Instant::now() + lasts + GRACE;
         let mut rest: Zeroizing<Vec<u8>> = Zeroizing::default();
         loop {
-            let piece = self.conversation.piece(&mut body);
-            let piece = match timeout_at(ends, piece).await {
-                Ok(Some(Ok(piece))) => piece,
-                Ok(None) => return End::Over,
-                Ok(Some(Err(error))) => {
-                    debug!(why = words(&error), target = ?self.target, "a watch broke");
+            let piece = match timeout_at(ends, self.conversation.piece()).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) => return End::Over,
+                Ok(Err(why)) => {
+                    debug!(why, target = ?self.target, "a watch broke");
                     self.conversation.hang_up();
                     return End::Over;
                 }

@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::collect::{self, Collect, Discovered, DiscoveredKeep, EndpointKeep, Scope, ServiceKeep};
+use super::collect::{
+    self, Collect, Discovered, DiscoveredKeep, EndpointKeep, Filter, Scope, ServiceKeep,
+};
 use super::target::{Select, Target};
 use super::wire::SERVICE_NAME;
 use crate::cluster::{DataKey, SERVICES_BY_NAME, Store, Subject, Wanted};
@@ -50,14 +52,6 @@ pub(super) enum Watch {
     Discovery(Scope, Option<String>),
 }
 
-/// What is wanted of what a watch brings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Filter {
-    pub(super) data: BTreeSet<DataKey>,
-    /// Services, or those whose endpoints are wanted.
-    pub(super) services: BTreeSet<ObjectRef>,
-}
-
 /// The watches that follow `wanted`, when those of `running` are there already.
 pub(super) fn plan(wanted: &Wanted, running: impl Fn(&Watch) -> bool) -> BTreeMap<Watch, Filter> {
     let mut plan: BTreeMap<Watch, Filter> = BTreeMap::new();
@@ -72,17 +66,17 @@ pub(super) fn plan(wanted: &Wanted, running: impl Fn(&Watch) -> bool) -> BTreeMa
             }
             key => Watch::Data(key.clone()),
         };
-        plan.entry(watch).or_default().data.insert(key.clone());
+        plan.entry(watch).or_default().data.push(key.clone());
     }
 
     for (namespace, services) in by_namespace(&wanted.services) {
         if services.len() > SERVICES_BY_NAME {
             let filter = plan.entry(Watch::ServicesOf(namespace)).or_default();
-            filter.services = services;
+            filter.services = services.into_iter().collect();
         } else {
             for service in services {
                 let filter = plan.entry(Watch::Service(service.clone())).or_default();
-                filter.services.insert(service);
+                filter.services.push(service);
             }
         }
     }
@@ -102,7 +96,7 @@ pub(super) fn plan(wanted: &Wanted, running: impl Fn(&Watch) -> bool) -> BTreeMa
         } else {
             for service in services {
                 let filter = plan.entry(Watch::Slices(service.clone())).or_default();
-                filter.services.insert(service);
+                filter.services.push(service);
             }
         }
     }
@@ -230,22 +224,21 @@ impl Watch {
     /// What becomes of what it brings.
     pub(super) fn collect(
         &self,
-        filter: Filter,
+        filter: Arc<Filter>,
         store: &Arc<Store>,
         found: &Arc<Discovered>,
     ) -> Box<dyn Collect> {
         let store = Arc::clone(store);
-        let Filter { data, services } = filter;
         match self {
             Self::Data(DataKey::Secret(_)) | Self::DataOf(DataKind::Secrets, _) => {
-                Box::new(collect::secrets(store, data))
+                Box::new(collect::secrets(store, filter))
             }
             Self::Data(DataKey::ConfigMap(_)) | Self::DataOf(DataKind::ConfigMaps, _) => {
-                Box::new(collect::config_maps(store, data))
+                Box::new(collect::config_maps(store, filter))
             }
-            Self::Data(DataKey::TrustBundle(_)) => Box::new(collect::trust_bundles(store, data)),
-            Self::Service(_) | Self::ServicesOf(_) => Box::new(ServiceKeep::new(store, services)),
-            Self::Slices(_) | Self::SlicesOf(_) => Box::new(EndpointKeep::new(store, services)),
+            Self::Data(DataKey::TrustBundle(_)) => Box::new(collect::trust_bundles(store, filter)),
+            Self::Service(_) | Self::ServicesOf(_) => Box::new(ServiceKeep::new(store, filter)),
+            Self::Slices(_) | Self::SlicesOf(_) => Box::new(EndpointKeep::new(store, filter)),
             Self::Discovery(scope, _) => {
                 Box::new(DiscoveredKeep::new(Arc::clone(found), scope.clone()))
             }

@@ -13,9 +13,9 @@ use base64::prelude::BASE64_STANDARD;
 use futures_util::future::BoxFuture;
 use http_body_util::Empty;
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, HOST, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, HOST, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::http::uri::Scheme;
-use hyper::{Method, Request, Response, Uri};
+use hyper::{Request, Response};
 use kube::client::{AuthError, ConfigExt as _};
 use kube::config::{AuthInfo, Config, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use rustls::client::WebPkiServerVerifier;
@@ -95,8 +95,7 @@ impl Server {
         // A token shows in the head of a request, wherever it comes from.
         let mut who = DefaultHasher::new();
         server.who.hash(&mut who);
-        let request = server.request(Method::GET, "/").await?;
-        for (name, value) in request.headers() {
+        for (name, value) in &server.headers().await? {
             (name.as_str(), value.as_bytes()).hash(&mut who);
         }
         server.who = who.finish();
@@ -148,32 +147,33 @@ impl Server {
         self.dial.dial().await
     }
 
-    /// A request for `path` (which begins with a slash) in our name, without a body.
+    /// What stands in a request for `path`, which begins with a slash.
+    pub(super) fn target(&self, path: &str) -> String {
+        format!("{}{path}", self.prefix)
+    }
+
+    /// The head of any request: who we are, and what we take.
     ///
     /// # Errors
     /// Our credentials cannot be read.
-    pub(super) async fn request(&self, method: Method, path: &str) -> Result<Request<()>, String> {
+    pub(super) async fn headers(&self) -> Result<HeaderMap, String> {
         let head = Request::new(Empty::new());
         let credentials = self.credentials.clone().oneshot(head).await;
-        let mut request = Request::new(());
-        *request.headers_mut() = credentials
-            .map_err(|error| match error.downcast_ref() {
+        let credentials = credentials.map_err(|error| {
+            let why = match error.downcast_ref() {
                 Some(error) => without_secrets(error),
                 None => error.to_string(),
-            })
-            .map_err(|error| format!("our credentials cannot be used: {error}"))?
-            .into_parts()
-            .0
-            .headers;
-        *request.method_mut() = method;
-        *request.uri_mut() = Uri::try_from(format!("{}{path}", self.prefix))
-            .map_err(|error| format!("{path}: {error}"))?;
-        let headers = request.headers_mut();
+            };
+            format!("our credentials cannot be used: {why}")
+        })?;
+        let mut headers = credentials.into_parts().0.headers;
         headers.insert(HOST, self.host.clone());
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        // From 1.37 on watches are compressed where that is not said.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let agent = concat!("tlsward/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        Ok(request)
+        Ok(headers)
     }
 }
 

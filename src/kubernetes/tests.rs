@@ -294,15 +294,8 @@ async fn a_token_that_was_replaced_is_taken_up_where_the_old_one_is_refused() {
     let server = Server::find(&settings, &provider).await.unwrap();
     let site = Site::new(server, Store::new(None));
     let token = || async {
-        let request = site
-            .server()
-            .request(hyper::Method::GET, "/")
-            .await
-            .unwrap();
-        request.headers()["authorization"]
-            .to_str()
-            .unwrap()
-            .to_owned()
+        let headers = site.server().headers().await.unwrap();
+        headers["authorization"].to_str().unwrap().to_owned()
     };
     let mut renewing = Box::pin(stay_known(&site, &settings, &provider));
     let begun = tokio::time::Instant::now();

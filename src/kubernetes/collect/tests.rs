@@ -9,6 +9,13 @@ fn billing() -> ObjectRef {
     ObjectRef::new("payments", "billing")
 }
 
+fn of_services(services: BTreeSet<ObjectRef>) -> Arc<Filter> {
+    Arc::new(Filter {
+        services: services.into_iter().collect(),
+        ..Filter::default()
+    })
+}
+
 fn list(version: &str, items: &[Value]) -> Vec<u8> {
     json!({ "metadata": { "resourceVersion": version }, "items": items })
         .to_string()
@@ -50,7 +57,7 @@ fn following(services: &[ObjectRef]) -> (Arc<Store>, EndpointKeep) {
         endpoints: services.clone(),
         ..Wanted::default()
     });
-    let keep = EndpointKeep::new(Arc::clone(&store), services);
+    let keep = EndpointKeep::new(Arc::clone(&store), of_services(services));
     (store, keep)
 }
 
@@ -146,7 +153,7 @@ fn services_by_name_come_change_and_go() {
         services: wanted.clone(),
         ..Wanted::default()
     });
-    let mut keep = ServiceKeep::new(Arc::clone(&store), wanted);
+    let mut keep = ServiceKeep::new(Arc::clone(&store), of_services(wanted));
     listed(&mut keep, &[]);
     assert_eq!(store.service(&billing()).value, Some(None));
     event(

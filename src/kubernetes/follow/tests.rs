@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
@@ -9,7 +7,7 @@ use super::*;
 use crate::cluster::{DataKey, Subject, Wanted};
 use crate::config::kubernetes::ObjectRef;
 use crate::failure::Reason;
-use crate::kubernetes::collect::secrets;
+use crate::kubernetes::collect::{Filter, secrets, trust_bundles};
 use crate::kubernetes::plan::{DataKind, Watch};
 use crate::kubernetes::test_api::{Api, api, event, refusal};
 
@@ -64,8 +62,11 @@ impl Scene {
     }
 
     fn follow(&mut self, watch: &Watch, names: &[&str]) {
-        let wanted: BTreeSet<DataKey> = names.iter().map(|name| key(name)).collect();
-        let collect = secrets(Arc::clone(&self.store), wanted);
+        let wanted = Filter {
+            data: names.iter().map(|name| key(name)).collect(),
+            ..Filter::default()
+        };
+        let collect = secrets(Arc::clone(&self.store), Arc::new(wanted));
         let site = Arc::clone(&self.site);
         let follower = Follower::new(site, watch.target(), Box::new(collect), Arc::default());
         self.tasks.spawn(follower.run());
@@ -389,8 +390,11 @@ async fn a_version_of_the_api_that_is_not_served_gives_way_to_the_next() {
         ..Wanted::default()
     });
     let site = Arc::new(Site::new(server, Arc::clone(&store)));
-    let collect =
-        crate::kubernetes::collect::trust_bundles(Arc::clone(&store), [bundle.clone()].into());
+    let wanted = Filter {
+        data: vec![bundle.clone()],
+        ..Filter::default()
+    };
+    let collect = trust_bundles(Arc::clone(&store), Arc::new(wanted));
     let target = Watch::Data(bundle.clone()).target();
     let mut tasks = JoinSet::new();
     tasks.spawn(Follower::new(site, target, Box::new(collect), Arc::default()).run());

@@ -84,12 +84,9 @@ async fn the_server_and_who_we_are_come_from_the_kubeconfig_and_its_context() {
     );
     let server = find(&settings).await.unwrap();
     assert_eq!(server.name, "http://127.0.0.1:8001/k8s/c1");
-    let request = server
-        .request(Method::GET, "/api/v1/secrets?a=b")
-        .await
-        .unwrap();
-    assert_eq!(request.uri(), "/k8s/c1/api/v1/secrets?a=b");
-    let headers = request.headers();
+    let target = server.target("/api/v1/secrets?a=b");
+    assert_eq!(target, "/k8s/c1/api/v1/secrets?a=b");
+    let headers = server.headers().await.unwrap();
     assert_eq!(headers["authorization"], "Bearer t0ken");
     assert!(headers["authorization"].is_sensitive());
     assert_eq!(headers["host"], "127.0.0.1:8001");
@@ -256,8 +253,8 @@ async fn a_plugin_says_who_we_are_and_one_that_gives_no_token_is_refused() {
     let server = find(&plugin("{\\\"token\\\": \\\"t0ken\\\"}"))
         .await
         .unwrap();
-    let request = server.request(Method::GET, "/").await.unwrap();
-    assert_eq!(request.headers()["authorization"], "Bearer t0ken");
+    let headers = server.headers().await.unwrap();
+    assert_eq!(headers["authorization"], "Bearer t0ken");
     let why = refused(&plugin("{}")).await;
     assert!(why.contains("gave no token"), "{why}");
     let why = refused(&plugin("{\\\"token\\\": S3CRET: ]")).await;
