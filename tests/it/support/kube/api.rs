@@ -98,6 +98,7 @@ pub(super) async fn answer(
         method: &parts.method,
         headers: &headers,
         body: &body,
+        connection,
     }
     .answer(identity.as_ref());
     Ok(match answer {
@@ -137,6 +138,7 @@ struct Call<'a> {
     method: &'a Method,
     headers: &'a Headers,
     body: &'a [u8],
+    connection: u64,
 }
 
 impl Call<'_> {
@@ -286,7 +288,7 @@ impl Call<'_> {
                 frames
             }
         };
-        state.open_watch(id, self.asked.clone());
+        state.open_watch(id, self.asked.clone(), self.connection);
         Ok(Answer::Watch(Streaming {
             guard: OpenWatch {
                 shared: Arc::clone(self.shared),

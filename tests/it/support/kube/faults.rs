@@ -33,7 +33,7 @@ pub(crate) enum Ending {
     Closed,
     /// Within the coding of the body: the last chunk never comes.
     Cut,
-    /// RST.
+    /// RST of the connections that they are on.
     Reset,
     /// In good order, after the first half of an event's line.
     HalfLine,

@@ -298,17 +298,22 @@ impl Cluster {
             _ => "application/json",
         };
         let body = body.map_or(Vec::new(), |body| body.to_string().into_bytes());
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("content-type", kind)
-            .body(body)
-            .unwrap();
-        let asked = within(path, self.admin.request::<Value>(request)).await;
-        match asked {
-            Ok(answer) => Ok(answer),
-            Err(::kube::Error::Api(status)) => Err(status),
-            Err(error) => panic!("{path}: {error}"),
+        let mut tries = 0;
+        loop {
+            let request = Request::builder()
+                .method(&method)
+                .uri(path)
+                .header("content-type", kind)
+                .body(body.clone())
+                .unwrap();
+            tries += 1;
+            match within(path, self.admin.request::<Value>(request)).await {
+                Ok(answer) => return Ok(answer),
+                Err(::kube::Error::Api(status)) => return Err(status),
+                // The connection that was kept from before may have been broken since.
+                Err(::kube::Error::Service(_) | ::kube::Error::HyperError(_)) if tries == 1 => {}
+                Err(error) => panic!("{path}: {error}"),
+            }
         }
     }
 

@@ -46,7 +46,8 @@ pub(super) struct State {
     pub(super) trust_bundles: bool,
     /// A watch that begins too far back is refused with 410 instead of an event.
     pub(super) expired_by_status: bool,
-    watches: HashMap<u64, Asked>,
+    /// With the connections that they are on.
+    watches: HashMap<u64, (Asked, u64)>,
     connections: HashMap<u64, oneshot::Sender<()>>,
     last_id: u64,
 }
@@ -86,8 +87,8 @@ impl State {
         self.last_id
     }
 
-    pub(super) fn open_watch(&mut self, id: u64, asked: Asked) {
-        self.watches.insert(id, asked);
+    pub(super) fn open_watch(&mut self, id: u64, asked: Asked, connection: u64) {
+        self.watches.insert(id, (asked, connection));
     }
 
     pub(super) fn close_watch(&mut self, id: u64) {
@@ -214,7 +215,9 @@ impl Server {
 
     /// The open watches.
     pub(crate) fn watches(&self) -> Vec<Asked> {
-        self.shared.state().watches.values().cloned().collect()
+        let state = self.shared.state();
+        let watches = state.watches.values();
+        watches.map(|(asked, _)| asked.clone()).collect()
     }
 
     /// Waits for an open watch of this resource, in this namespace (`None`: of all namespaces or
@@ -257,7 +260,8 @@ impl Server {
                 changed.borrow_and_update();
                 {
                     let state = self.shared.state();
-                    let open: Vec<&Asked> = state.watches.values().collect();
+                    let watches = state.watches.values();
+                    let open: Vec<&Asked> = watches.map(|(asked, _)| asked).collect();
                     if let Some(found) = look(&open) {
                         return found;
                     }
@@ -329,7 +333,12 @@ impl Server {
             match how {
                 Ending::Closed => state.store.tell_watches(|_| Some(Frame::End)),
                 Ending::Cut => state.store.tell_watches(|_| Some(Frame::Cut)),
-                Ending::Reset => state.abort_all(),
+                Ending::Reset => {
+                    let connections: Vec<u64> = state.watches.values().map(|it| it.1).collect();
+                    for connection in connections {
+                        state.abort(connection);
+                    }
+                }
                 Ending::HalfLine => {
                     let half = b"{\"type\":\"MODIFIED\",\"object\":{\"kind\":\"Sec";
                     state
