@@ -299,6 +299,25 @@ pub(super) fn status(facts: &Facts<'_>, service: &Service) -> Option<KubernetesS
     })
 }
 
+/// Why it is not known where connections of a service go, if it goes to a Kubernetes Service and
+/// nothing was ever told of its endpoints.
+pub(super) fn endpoints_unknown(facts: &Facts<'_>, service: &Service) -> Option<Explained> {
+    let Upstream::Service(backend) = &service.upstream else {
+        return None;
+    };
+    let entry = facts.cluster.endpoints(&backend.service);
+    if entry.value.is_some() {
+        return None;
+    }
+    Some(entry.trouble.unwrap_or_else(|| {
+        let detail = format!(
+            "the API server has not yet told of the endpoints of Service {}",
+            backend.service
+        );
+        Explained::new(Reason::ApiUnavailable, detail)
+    }))
+}
+
 /// Of which objects nothing newer is to be had, for standing warnings. Where nothing at all is
 /// known of one, that is the service's problem already.
 pub(super) fn troubles(facts: &Facts<'_>, service: &Service) -> Vec<String> {
@@ -325,9 +344,10 @@ pub(super) fn troubles(facts: &Facts<'_>, service: &Service) -> Vec<String> {
             entry.trouble,
         );
         let entry = store.endpoints(object);
+        let known = entry.value.is_some();
         tell(
             format!("the endpoints of Service {object}"),
-            true,
+            known,
             entry.trouble,
         );
     }

@@ -90,6 +90,12 @@ fn one(facts: &Facts<'_>, service: &Service) -> ServiceStatus {
         serving
     };
     problem = no_address.cloned().or(problem);
+    let nowhere = cluster::endpoints_unknown(facts, service);
+    let serving = match nowhere {
+        Some(_) => ServiceState::Waiting,
+        None => serving,
+    };
+    problem = problem.or(nowhere);
     // It serves, but with something older than what lies in the files.
     let refused = identity
         .and_then(|(_, loaded)| loaded.refused())

@@ -248,3 +248,39 @@ async fn endpoints_that_come_and_go_ten_times_a_second_fail_no_connection() {
     let status = proxy.service(NAME).await;
     assert_eq!(status["identity"]["generation"], 1, "{status:#}");
 }
+
+#[tokio::test]
+async fn a_service_whose_endpoints_may_not_be_read_is_not_ready_and_says_so() {
+    let cluster = Cluster::in_process().await;
+    let scene = Scene::new(&cluster, "payments/billing-tls").await;
+    scene.service_object(&[]).await;
+    let pod = scene.pod(Behaviour::Identify).await;
+    scene.endpoints(0, Some(&pod)).await;
+    let account = cluster.user(NAMESPACE, "without-slices").await;
+    account
+        .allow(
+            NAMESPACE,
+            json!([named("services", NAME), named("secrets", SECRET), events()]),
+        )
+        .await;
+    let config = Config::of([scene.service.clone()]).top(&reached_by(&account));
+    let mut proxy = Proxy::start_degraded(&scene.pki, &config).await;
+    proxy
+        .wait_for_service(NAME, "the refusal", |service| {
+            let problem = &service["problem"];
+            let detail = problem["detail"].as_str()?;
+            (problem["reason"] == "forbidden" && detail.contains("endpointslices")).then_some(())
+        })
+        .await;
+    assert_eq!(proxy.get("/readyz").await.code, 503);
+
+    let slices = json!({
+        "apiGroups": ["discovery.k8s.io"],
+        "resources": ["endpointslices"],
+        "verbs": ["list", "watch"],
+    });
+    account.allow(NAMESPACE, json!([slices])).await;
+    proxy.reload().await;
+    proxy.wait_until_ready().await;
+    assert_eq!(visit(&scene.service).await.serial, scene.client.serial());
+}
