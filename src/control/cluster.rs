@@ -68,8 +68,9 @@ pub(super) async fn assemble(
         let left = deadline.saturating_duration_since(Instant::now());
         parts.store.answered(&wanted, left).await;
         // What is known of Services decides what else is needed: the Secret that an annotation
-        // names, the endpoints of a port.
-        if parts.store.view() == view {
+        // names, the endpoints of a port. What changes later is told of and taken up then, or
+        // Services that never rest would keep control from everything else.
+        if left.is_zero() || parts.store.view() == view {
             return Ok(assembly);
         }
     }
@@ -96,7 +97,7 @@ pub(super) async fn survey(parts: &Parts<'_>, limit: Duration) -> Result<Config,
         }
         let left = deadline.saturating_duration_since(Instant::now());
         parts.store.answered(&services, left).await;
-        if parts.store.view() == view {
+        if left.is_zero() || parts.store.view() == view {
             return Ok(config);
         }
     }
