@@ -117,7 +117,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
 
     let memory = async {
         match metrics.crew() {
-            Some(crew) => mind_memory(&metrics, &crew).await,
+            Some(crew) => mind_memory(&metrics, &cluster, &crew).await,
             // Not after a start that went well.
             None => std::future::pending().await,
         }

@@ -353,6 +353,11 @@ impl Store {
         self.wanted.subscribe()
     }
 
+    /// How much was written so far: what comes in bursts leaves memory behind.
+    pub(crate) fn writes(&self) -> u64 {
+        *self.writes.borrow()
+    }
+
     /// Completes when somebody asks for fresh news after the call. Cancel-safe.
     pub(crate) async fn hurried(&self) {
         self.hurry.notified().await;

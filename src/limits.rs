@@ -12,13 +12,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::cluster::Store;
 use crate::metrics::Metrics;
 use crate::mountinfo::{self, Mount};
 use crate::status::MemoryStatus;
 use crate::workers::Crew;
 
-/// How often it is seen whether memory can be given back, and after how many connections it is
-/// worth the search: half a megabyte, against a few hundred microseconds.
+/// How often it is seen whether memory can be given back, and after how many connections, or pieces
+/// of news of a cluster, it is worth the search: half a megabyte, against a few hundred
+/// microseconds.
 const GIVE_BACK_EVERY: Duration = Duration::from_secs(10);
 const WORTH_GIVING_BACK: u64 = 100;
 
@@ -40,9 +42,10 @@ const NO_LIMIT: u64 = 1 << 62;
 /// Looks after memory for as long as it is awaited.
 ///
 /// What connections have left behind glibc keeps for itself, some 6 KB for each of the most that
-/// were ever open at once (docs/decisions/0015-allocator.md): the kernel gets it back. Where
-/// memory is limited and nearly used up, the gate of `crew` is closed until there is some.
-pub(crate) async fn mind_memory(metrics: &Metrics, crew: &Crew) -> Infallible {
+/// were ever open at once (docs/decisions/0015-allocator.md), and 10 MB after a thousand watches of
+/// a cluster have begun: the kernel gets it back. Where memory is limited and nearly used up, the
+/// gate of `crew` is closed until there is some.
+pub(crate) async fn mind_memory(metrics: &Metrics, cluster: &Store, crew: &Crew) -> Infallible {
     let cgroup = Cgroup::of_this_process();
     let limit = cgroup.as_ref().and_then(Cgroup::limit);
     info!(
@@ -54,7 +57,7 @@ pub(crate) async fn mind_memory(metrics: &Metrics, crew: &Crew) -> Infallible {
     // Without a limit at the start none is looked for later.
     let cgroup = cgroup.filter(|_| limit.is_some());
     let mut pressure = Pressure::default();
-    let (mut ended, mut gave_back) = (0, Instant::now());
+    let (mut before, mut gave_back) = (0, Instant::now());
     loop {
         match &cgroup {
             Some(cgroup) => look(cgroup, &mut pressure, metrics, crew),
@@ -67,10 +70,10 @@ pub(crate) async fn mind_memory(metrics: &Metrics, crew: &Crew) -> Infallible {
         tokio::time::sleep(every).await;
         if gave_back.elapsed() >= GIVE_BACK_EVERY {
             gave_back = Instant::now();
-            let now = metrics.ended();
+            let now = metrics.ended() + cluster.writes();
             // The series of a removed service are dropped, so it can fall.
-            if now.abs_diff(ended) >= WORTH_GIVING_BACK {
-                ended = now;
+            if now.abs_diff(before) >= WORTH_GIVING_BACK {
+                before = now;
                 tlsward_sys::give_back_free_memory();
             }
         }
