@@ -237,3 +237,6 @@ pub(super) fn words(error: &dyn Error) -> String {
     }
     words
 }
+
+#[cfg(test)]
+mod tests;

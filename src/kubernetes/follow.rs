@@ -171,7 +171,6 @@ impl Follower {
                 }
                 Some(Trouble::NotServed(_)) if self.version + 1 < self.target.versions.len() => {
                     self.version += 1;
-                    self.resource_version = None;
                 }
                 Some(Trouble::NotServed(why) | Trouble::Refused(why)) => {
                     self.version = 0;
