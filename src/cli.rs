@@ -20,6 +20,7 @@ use crate::config::{Config, Listen, ServiceName};
 use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
 use crate::rbac::{Needs, Roles};
+use crate::systemd::Given;
 use crate::telemetry::LogFormat;
 use crate::{check, clock, kubernetes, probe, status};
 
@@ -168,6 +169,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIGURATION));
         }
     };
+    // Before anything is opened: what was passed is told from what is ours by its number.
+    let given = match &arguments.command {
+        Command::Run { .. } => Given::take(&environment()),
+        _ => Ok(Given::default()),
+    };
+    let given = match given {
+        Ok(given) => given,
+        Err(why) => return complain(FAILED_TO_START, &format!("what systemd has passed: {why}")),
+    };
     // One thread for whatever is no traffic; `run` starts others for that.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -178,13 +188,13 @@ pub fn main() -> ExitCode {
             return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}"));
         }
     };
-    let code = runtime.block_on(carry_out(arguments.command));
+    let code = runtime.block_on(carry_out(arguments.command, given));
     // A look-up that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn carry_out(command: Command) -> ExitCode {
+async fn carry_out(command: Command, given: Given) -> ExitCode {
     match command {
         Command::Run {
             file,
@@ -200,6 +210,7 @@ async fn carry_out(command: Command) -> ExitCode {
                 strict,
                 log_format,
                 environment: environment(),
+                given,
             };
             // In a box: it is large, and the other commands would carry it with them.
             Box::pin(app::run(options)).await

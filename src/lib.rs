@@ -46,6 +46,7 @@ mod shutdown;
 mod signal;
 mod source;
 mod status;
+mod systemd;
 mod table;
 mod telemetry;
 mod tls;

@@ -190,6 +190,7 @@ impl Client {
                     let stream = stream.map_err(|error| self.unreachable(error))?;
                     self.exchange(stream, "localhost", method, path).await
                 }
+                Listen::Systemd(_) => Err(self.unreachable(io::ErrorKind::Unsupported.into())),
             }
         };
         tokio::time::timeout(limit, asked)
