@@ -21,7 +21,7 @@ use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
 use crate::rbac::{Needs, Roles};
 use crate::telemetry::LogFormat;
-use crate::{check, clock, kubernetes, probe, status};
+use crate::{check, clock, kubernetes, manual, probe, status};
 
 /// Plain TCP in, verified mutual TLS out: each service with its own client certificate, renewed
 /// while it runs.
@@ -127,6 +127,12 @@ enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages into a directory, for packages.
+    #[command(hide = true)]
+    Man {
+        /// Where to; made if need be.
+        directory: PathBuf,
     },
 }
 
@@ -259,6 +265,10 @@ async fn carry_out(command: Command) -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "tlsward", &mut script);
             put(&script, 0)
         }
+        Command::Man { directory } => match manual::write(Arguments::command(), &directory) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(FAILED_TO_START, &error.to_string()),
+        },
     }
 }
 

@@ -28,6 +28,7 @@ mod listeners;
 pub mod name;
 mod problem;
 mod reader;
+pub mod reference;
 mod schema;
 mod syntax;
 mod value;

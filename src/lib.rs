@@ -35,6 +35,7 @@ mod kubernetes;
 #[path = "kubernetes/absent.rs"]
 mod kubernetes;
 mod limits;
+mod manual;
 mod material;
 mod metrics;
 mod mountinfo;

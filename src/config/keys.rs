@@ -76,7 +76,7 @@ pub(super) enum Table {
 }
 
 impl Table {
-    #[cfg(test)]
+    /// In the order of the reference.
     pub(super) const ALL: [Self; 9] = [
         Self::Top,
         Self::Admin,
