@@ -48,7 +48,8 @@ enum Command {
     /// Read the configuration and every certificate, and show what would be used.
     ///
     /// Exit code 0: all good; 1: a certificate, key or CA cannot be used; 2: mistakes in the
-    /// configuration.
+    /// configuration. Credentials of systemd that cannot be seen from here are named and not
+    /// judged; root sees those of a running tlsward.service.
     Check {
         #[command(flatten)]
         file: ConfigFile,
@@ -179,6 +180,10 @@ struct Ask {
     #[arg(long)]
     json: bool,
 }
+
+/// Names the directory of credentials, systemd.exec(5); and the packaged unit's.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+const OF_THE_SERVICE: &str = "/run/credentials/tlsward.service";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
@@ -336,7 +341,11 @@ fn convert(
 }
 
 async fn examine(path: PathBuf) -> Result<State, Refused> {
-    let environment = environment();
+    let mut environment = environment();
+    // What the service was given, where it runs and may be looked at.
+    if !environment.contains_key(CREDENTIALS) && Path::new(OF_THE_SERVICE).read_dir().is_ok() {
+        environment.insert(CREDENTIALS.to_owned(), OF_THE_SERVICE.to_owned());
+    }
     let cluster = Store::new(kubernetes::own_namespace());
     let provider = aws_lc_rs::default_provider();
     let following = kubernetes::run(
