@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 use super::{QuitReport, ReloadOutcome};
 use crate::config::Listen;
@@ -129,6 +130,25 @@ impl Client {
                 serde_json::from_slice(&body).map_err(|error| self.not_tlsward(&error))
             }
             _ => Err(self.refused(request, status, &body)),
+        }
+    }
+
+    /// As [`Self::reload`], of a process that may take the endpoint within `patience`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn reload_when_there(
+        &self,
+        patience: Duration,
+    ) -> Result<ReloadOutcome, ClientError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.reload().await {
+                Err(ClientError::NobodyAnswers { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                outcome => return outcome,
+            }
         }
     }
 
