@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,7 +21,7 @@ use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
 use crate::rbac::{Needs, Roles};
 use crate::telemetry::LogFormat;
-use crate::{check, clock, kubernetes, manual, probe, status};
+use crate::{check, clock, convert, kubernetes, manual, probe, status};
 
 /// Plain TCP in, verified mutual TLS out: each service with its own client certificate, renewed
 /// while it runs.
@@ -48,7 +48,8 @@ enum Command {
     /// Read the configuration and every certificate, and show what would be used.
     ///
     /// Exit code 0: all good; 1: a certificate, key or CA cannot be used; 2: mistakes in the
-    /// configuration.
+    /// configuration. Credentials of systemd that cannot be seen from here are named and not
+    /// judged; root sees those of a running tlsward.service.
     Check {
         #[command(flatten)]
         file: ConfigFile,
@@ -121,6 +122,30 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         directory: Option<PathBuf>,
     },
+    /// Turn another product's configuration into a config.toml.
+    ///
+    /// Reads the client side of it, and writes to standard output; what was less safe than it is now,
+    /// what must be decided and what was left behind goes to standard error, and into the file as
+    /// comments. Nothing is verified less than before: a service of which that cannot be written is
+    /// written switched off. Exit code 0: carried whole; 1: written, and something is to be decided or
+    /// was left behind; 2: a file cannot be understood, or nothing could be written.
+    Convert {
+        /// Whose configuration it is.
+        #[arg(long, value_enum, value_name = "PRODUCT")]
+        from: convert::Product,
+        /// Its files; - is standard input.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Where to write the configuration. Default: standard output.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Replace the file that --output names, if there is one.
+        #[arg(long, requires = "output")]
+        force: bool,
+        /// Print JSON: the notes, and the configuration unless --output is given.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the JSON Schema of the configuration, for editors.
     Schema,
     /// Print a completion script.
@@ -155,6 +180,10 @@ struct Ask {
     #[arg(long)]
     json: bool,
 }
+
+/// Names the directory of credentials, systemd.exec(5); and the packaged unit's.
+const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+const OF_THE_SERVICE: &str = "/run/credentials/tlsward.service";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
@@ -255,6 +284,13 @@ async fn carry_out(command: Command) -> ExitCode {
                 Err(error) => complain(FAILED_TO_START, &error.to_string()),
             }
         }
+        Command::Convert {
+            from,
+            files,
+            output,
+            force,
+            json,
+        } => convert(from, &files, output.as_deref(), force, json),
         Command::Schema => {
             let schema = crate::config::schema();
             print(true, &schema, String::new, 0)
@@ -272,8 +308,44 @@ async fn carry_out(command: Command) -> ExitCode {
     }
 }
 
+fn convert(
+    from: convert::Product,
+    files: &[PathBuf],
+    output: Option<&Path>,
+    force: bool,
+    json: bool,
+) -> ExitCode {
+    let here = std::path::absolute(".").unwrap_or_default();
+    let converted = match convert::convert(from, files, &convert::Disk, &here) {
+        Ok(converted) => converted,
+        Err(mistake) => {
+            tell(&format!("{mistake}\n"));
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    if let Some(output) = output
+        && let Err(error) = convert::write(output, &converted.config, force)
+    {
+        return complain(BAD_CONFIGURATION, &format!("{}: {error}", output.display()));
+    }
+    let code = u8::from(converted.needs_somebody());
+    if json {
+        let report = converted.json(output.is_none());
+        return print(true, &report, String::new, code);
+    }
+    tell(&converted.report());
+    match output {
+        Some(_) => ExitCode::from(code),
+        None => put(converted.config.as_bytes(), code),
+    }
+}
+
 async fn examine(path: PathBuf) -> Result<State, Refused> {
-    let environment = environment();
+    let mut environment = environment();
+    // What the service was given, where it runs and may be looked at.
+    if !environment.contains_key(CREDENTIALS) && Path::new(OF_THE_SERVICE).read_dir().is_ok() {
+        environment.insert(CREDENTIALS.to_owned(), OF_THE_SERVICE.to_owned());
+    }
     let cluster = Store::new(kubernetes::own_namespace());
     let provider = aws_lc_rs::default_provider();
     let following = kubernetes::run(

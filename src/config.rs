@@ -17,6 +17,7 @@ use toml::de::DeTable;
 
 mod annotations;
 mod assemble;
+pub mod credential;
 mod document;
 pub mod endpoint;
 mod environment;
@@ -36,6 +37,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use credential::Credential;
 pub use endpoint::{Host, Listen, UpstreamAddress};
 pub use name::ServiceName;
 pub use problem::{Place, Problem, Problems};
@@ -405,6 +407,8 @@ pub enum IdentitySource {
     /// `secret`, or the annotation `konghq.com/client-cert`: `tls.crt` and `tls.key` of a
     /// Kubernetes Secret.
     Secret(kubernetes::ObjectRef),
+    /// `credential`: handed over by the service manager.
+    Credential(Credential),
 }
 
 /// Where CA certificates and revocation lists are read from.
@@ -425,6 +429,8 @@ pub enum CaSource {
     System,
     /// Kubernetes objects; never empty.
     Objects(Vec<kubernetes::CaObject>),
+    /// `ca = { credential = "…" }`: a file that the service manager has handed over.
+    Credential(Credential),
 }
 
 /// How TLS is spoken to an upstream and what is verified of it.

@@ -21,6 +21,7 @@ mod clock;
 mod cluster;
 pub mod config;
 mod control;
+mod convert;
 mod demo;
 #[cfg(feature = "drivers")]
 #[doc(hidden)]

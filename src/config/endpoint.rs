@@ -124,7 +124,7 @@ impl Listen {
     /// Whether both cannot be open at the same time. An unspecified address takes its port of
     /// every address of its family: listeners of IPv6 take no IPv4 (`IPV6_V6ONLY`), whatever the
     /// system's default.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
             (Self::Tcp(one), Self::Tcp(two)) => {

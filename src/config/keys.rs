@@ -71,7 +71,7 @@ pub(super) enum Table {
     Discovery,
     /// `upstream = { … }`: a Kubernetes Service.
     Backend,
-    /// `ca = { … }`: a Kubernetes object with CA certificates.
+    /// `ca = { … }`: a Kubernetes object with CA certificates, or a credential.
     Ca,
 }
 
@@ -109,9 +109,6 @@ impl Table {
         self.keys().iter().find(|key| key.name == name)
     }
 }
-
-/// Keys that the contract promises and this version does not know: table, name.
-pub(super) const PLANNED: &[(Table, &str)] = &[(Table::Tls, "credential")];
 
 const TOP: &[Key] = &[
     Key {
@@ -352,6 +349,13 @@ const TLS: &[Key] = &[
             ("Kong", "client-cert"),
             ("ingress-nginx", "proxy-ssl-secret"),
         ],
+    },
+    Key {
+        name: "credential",
+        kind: Kind::Text("a name", "billing"),
+        default: Default::Unset("none"),
+        doc: "A credential of systemd (LoadCredential=NAME:…) with key and certificates. Instead of cert and key.",
+        elsewhere: &[("systemd", "LoadCredential")],
     },
     Key {
         name: "client_auth",

@@ -184,6 +184,7 @@ fn identity_source(source: &IdentitySource) -> String {
         IdentitySource::Pair { cert, key } => format!("{} + {}", cert.display(), key.display()),
         IdentitySource::Bundle(path) => path.display().to_string(),
         IdentitySource::Secret(object) => format!("Secret {object}"),
+        IdentitySource::Credential(credential) => credential.to_string(),
     }
 }
 
@@ -191,6 +192,7 @@ fn trust_source(source: &TrustSource) -> String {
     let ca = match &source.ca {
         CaSource::Path(path) => path.display().to_string(),
         CaSource::System => "system".to_owned(),
+        CaSource::Credential(credential) => credential.to_string(),
         CaSource::Objects(objects) => {
             let names: Vec<String> = objects.iter().map(ToString::to_string).collect();
             names.join(" + ")

@@ -98,7 +98,7 @@ fn every_key_without_a_default_is_either_needed_or_changes_something() {
             };
             let line = format!("{} = {value}", key.name);
             let identity = match key.name {
-                "bundle" | "secret" if table == Table::Tls => "ca = \"ca.crt\"\n",
+                "bundle" | "secret" | "credential" if table == Table::Tls => "ca = \"ca.crt\"\n",
                 _ => IDENTITY,
             };
             let text = with_line(table, &line).replace(IDENTITY, identity);
@@ -360,7 +360,7 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         (Table::Tls, "verify = \"on\""),
         (Table::Tls, "key_exchange = [\"x448\"]"),
         (Table::Tls, "secret = 1"),
-        (Table::Tls, "credential = \"tls\""),
+        (Table::Tls, "credential = 1"),
         (Table::Kubernetes, "colour = 1"),
         (Table::Kubernetes, "secrets = \"all\""),
         (Table::Discovery, "colour = 1"),
@@ -368,6 +368,7 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         (Table::Backend, "colour = 1"),
         (Table::Backend, "port = 0"),
         (Table::Ca, "key = \"x\", configmap = \"b\""),
+        (Table::Ca, "credential = \"x\", configmap = \"b\""),
         (Table::Ca, "colour = 1"),
     ] {
         assert!(!schema_errors(&with_line(table, line)).is_empty(), "{line}");
