@@ -36,6 +36,7 @@ mod kubernetes;
 #[path = "kubernetes/absent.rs"]
 mod kubernetes;
 mod limits;
+mod manual;
 mod material;
 mod metrics;
 mod mountinfo;
@@ -47,6 +48,7 @@ mod shutdown;
 mod signal;
 mod source;
 mod status;
+mod systemd;
 mod table;
 mod telemetry;
 mod tls;

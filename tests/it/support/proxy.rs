@@ -46,6 +46,7 @@ fn without_settings(mut command: Command) -> Command {
     }
     command
         .env_remove("RUST_LOG")
+        .env_remove("CREDENTIALS_DIRECTORY")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command
