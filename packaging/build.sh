@@ -12,6 +12,8 @@ export LC_ALL=C
 umask 022
 cd "$(dirname "$0")/.."
 
+# Where .ci/run puts them.
+export PATH=$PWD/target/tools/bin:$PATH
 out=target/package
 stage=$out/stage
 target_dir=$out/cargo
@@ -37,6 +39,7 @@ main() {
     [ -n "$SOURCE_DATE_EPOCH" ] || fail "not a git checkout: set SOURCE_DATE_EPOCH to the time of the release"
     version=$(cargo metadata --no-deps --format-version 1 |
         python3 -c 'import json, sys; print(next(p["version"] for p in json.load(sys.stdin)["packages"] if p["name"] == "tlsward"))')
+    host=$(rustc -vV | sed -n 's/^host: //p')
     mkdir -p "$out"
     for each in "${wanted[@]}"; do
         "make_$each"
@@ -45,23 +48,61 @@ main() {
 
 make_deb() {
     program
-    stage_texts "$target_dir/release/tlsward"
+    stage "$target_dir/release/tlsward" "$host"
     rm -f "$out"/*.deb "$out"/*.ddeb
-    CARGO_TARGET_DIR=$target_dir cargo deb --quiet --no-build --locked --output "$out"
-    say "$out"/*.deb "$out"/*.ddeb
+    CARGO_TARGET_DIR=$target_dir cargo deb --quiet --no-build --locked --output "$out" >/dev/null
+    made "$out"/*.deb "$out"/*.ddeb
+}
+
+make_rpm() {
+    program
+    stage "$target_dir/release/tlsward" "$host"
+    rm -f "$out"/*.rpm
+    cargo generate-rpm --auto-req builtin --output "$out" >/dev/null
+    made "$out"/*.rpm
+}
+
+make_sbom() {
+    local target=${1:-$host}
+    python3 packaging/sbom.py "$target" "$out/tlsward-$version-$target.cdx.json"
+    made "$out/tlsward-$version-$target.cdx.json"
+}
+
+# One directory, to be unpacked anywhere: packaging/INSTALL says where its parts go.
+make_tarball() {
+    local machine=${host%%-*}
+    local target=$machine-unknown-linux-musl name=tlsward-$version-$machine-linux
+    static_program "$target"
+    stage "$target_dir/$target/release/tlsward" "$target"
+    local root=$out/tarball/$name
+    rm -rf "$out/tarball"
+    mkdir -p "$root"/{bin,docs,systemd}
+    cp "$stage/tlsward" "$root/bin/"
+    cp -r "$stage/man" "$stage/completions" "$stage/copyright" "$stage/sbom.cdx.json" "$root/"
+    cp -r packaging/INSTALL packaging/etc packaging/libexec packaging/sysusers.d packaging/tmpfiles.d "$root/"
+    cp README.md CHANGELOG.md LICENSE "$root/"
+    cp docs/*.md "$root/docs/"
+    cp config.toml "$root/docs/config.toml"
+    for unit in systemd/*; do
+        sed 's:/usr/bin/tlsward:/usr/local/bin/tlsward:' "$unit" >"$root/$unit"
+    done
+    chmod -R u=rwX,go=rX "$root"
+    tar --create --directory "$out/tarball" --sort=name --owner=0 --group=0 --numeric-owner --format=gnu \
+        --mtime="@$SOURCE_DATE_EPOCH" "$name" | gzip -9n >"$out/$name.tar.gz"
+    made "$out/$name.tar.gz"
 }
 
 # Compiles it, once.
 program() {
     [ -z "$built" ] || return 0
-    remapped_flags
+    with_remapped_paths
     CARGO_TARGET_DIR=$target_dir cargo build --release --locked --package tlsward
     built=yes
 }
 
-# What the program itself prints: manual and completions.
-stage_texts() {
-    local tlsward=$1
+# Everything else that goes into a package with this program: what it prints itself, and what is known of it.
+stage() {
+    local tlsward=$1 target=$2
     rm -rf "$stage"
     mkdir -p "$stage/completions"
     "$tlsward" man "$stage/man"
@@ -69,22 +110,66 @@ stage_texts() {
     "$tlsward" completions bash >"$stage/completions/tlsward.bash"
     "$tlsward" completions zsh >"$stage/completions/_tlsward"
     "$tlsward" completions fish >"$stage/completions/tlsward.fish"
+    python3 packaging/sbom.py "$target" "$stage/sbom.cdx.json"
+    python3 packaging/copyright.py "$stage/sbom.cdx.json" "$stage/copyright"
+    strip --strip-all -o "$stage/tlsward" "$tlsward"
+}
+
+# A program without any library (docs/decisions/0016-static-build.md): with rustup's library for musl where
+# that is installed, else with one that is compiled here out of RUST_SRC, which is `library` of the sources of
+# the very same version of Rust (Debian: rust-src). That also takes MUSL, the directory of libc.a and crt1.o
+# (musl-dev), and LIBUNWIND, a libunwind.a (libunwind-19-dev).
+static_program() {
+    local target=$1 sysroot libraries
+    sysroot=$(rustc --print sysroot)
+    libraries=lib/rustlib/$target/lib
+    local command=(cargo build --release --locked --package tlsward --bin tlsward --target "$target")
+    with_remapped_paths
+    # jemalloc calls __popcountdi2, which Rust's own runtime for musl need not have.
+    export RUSTFLAGS="$RUSTFLAGS -C link-arg=-lgcc"
+    export "CC_${target//-/_}=${MUSL_CC:-musl-gcc}"
+    if ! [ -d "$sysroot/$libraries" ]; then
+        [ -n "${RUST_SRC:-}" ] ||
+            fail "no library for $target: rustup target add $target, or set RUST_SRC (see packaging/build.sh)"
+        local musl=${MUSL:-/usr/lib/${target%%-*}-linux-musl} own=$PWD/$out/musl-sysroot
+        rm -rf "$own"
+        mkdir -p "$own/$libraries/self-contained"
+        ln -s "$sysroot/lib/rustlib/$host" "$own/lib/rustlib/$host"
+        cp "$musl"/{crt1,rcrt1,Scrt1,crti,crtn}.o "$musl/libc.a" \
+            "${LIBUNWIND:?"where is libunwind.a?"}" "$own/$libraries/self-contained/"
+        "${MUSL_CC:-musl-gcc}" -O2 -c packaging/fortify.c -o "$own/fortify.o"
+        ar -rD "$own/$libraries/self-contained/$(basename "$LIBUNWIND")" "$own/fortify.o"
+        for object in crtbegin crtbeginS crtend crtendS; do
+            cp "$(cc -print-file-name=$object.o)" "$own/$libraries/self-contained/"
+        done
+        # The only way to have the standard library compiled by a released compiler.
+        export RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT=$RUST_SRC
+        RUSTFLAGS+=" --sysroot $own -C link-self-contained=yes --remap-path-prefix=$RUST_SRC=/usr/src/rust/library"
+        command+=(-Z build-std=std,panic_unwind)
+    fi
+    CARGO_TARGET_DIR=$target_dir "${command[@]}"
+    unset RUSTC_BOOTSTRAP __CARGO_TESTS_ONLY_SRC_ROOT RUSTFLAGS CFLAGS
 }
 
 # Where the sources and the registry are on this machine is nobody's business, and would make every
 # machine's program another.
-remapped_flags() {
+with_remapped_paths() {
     local home=${CARGO_HOME:-$HOME/.cargo}
     local map=(--remap-path-prefix="$PWD=/usr/src/tlsward" --remap-path-prefix="$home=/usr/src/cargo")
-    export RUSTFLAGS="${RUSTFLAGS:-} ${map[*]}"
+    export RUSTFLAGS="${map[*]}"
     # For aws-lc, which is C.
-    export CFLAGS="${CFLAGS:-} -ffile-prefix-map=$PWD=/usr/src/tlsward -ffile-prefix-map=$home=/usr/src/cargo"
+    export CFLAGS="-ffile-prefix-map=$PWD=/usr/src/tlsward -ffile-prefix-map=$home=/usr/src/cargo"
 }
 
-say() {
-    (cd "$(dirname "$1")" && for each in "${@##*/}"; do
-        printf '%s  %9d bytes  %s\n' "$(sha256sum "$each" | cut -c 1-16)" "$(stat -c %s "$each")" "$each"
-    done)
+# Says what was made, and writes it into the list of checksums.
+made() {
+    (
+        cd "$out"
+        for each in "${@##*/}"; do
+            printf '%9d bytes  %s\n' "$(stat -c %s "$each")" "$each"
+        done
+        find . -maxdepth 1 -type f ! -name SHA256SUMS -printf '%f\0' | sort -z | xargs -0 sha256sum >SHA256SUMS
+    )
 }
 
 fail() {

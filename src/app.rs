@@ -41,7 +41,8 @@ pub(crate) struct RunOptions {
     pub(crate) config: PathBuf,
     /// Fail at start where a service cannot serve.
     pub(crate) strict: bool,
-    /// `None`: text on a terminal, JSON elsewhere.
+    /// `None`: journald's own form where it reads standard error, text on a terminal, JSON
+    /// elsewhere.
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) environment: BTreeMap<String, String>,
     /// What systemd has given.
@@ -63,14 +64,17 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
                 notes,
             },
     } = options;
+    let to_journal = telemetry::is_journal(std::io::stderr(), &environment);
     let format = log_format.unwrap_or_else(|| {
-        if std::io::stderr().is_terminal() {
+        if to_journal {
+            LogFormat::Journal
+        } else if std::io::stderr().is_terminal() {
             LogFormat::Text
         } else {
             LogFormat::Json
         }
     });
-    let log = match telemetry::init(format, "info") {
+    let log = match telemetry::init(format, "info", to_journal) {
         Ok(log) => log,
         Err(error) => return fail(FAILED_TO_START, &error.to_string()),
     };
@@ -261,6 +265,8 @@ fn refuse_to_start(refused: &Refused, format: LogFormat, notifier: &Notifier) ->
             }
             // Whoever reads this expects nothing but JSON.
             LogFormat::Json => error!(problem, "mistake"),
+            // Journald keeps lines of one entry together.
+            LogFormat::Journal => error!("{problem}"),
         }
     }
     ExitCode::from(match refused.why.reason {

@@ -47,7 +47,8 @@ enum Command {
         /// Fail at start (exit code 1) if a service cannot serve, instead of waiting for its files.
         #[arg(long)]
         strict: bool,
-        /// How log lines are written. Default: text on a terminal, json elsewhere.
+        /// How the log is written. Default: entries of the journal where standard error is the
+        /// journal, text on a terminal, json elsewhere.
         #[arg(long, value_enum)]
         log_format: Option<Format>,
     },
@@ -202,6 +203,7 @@ const OF_THE_SERVICE: &str = "/run/credentials/tlsward.service";
 enum Format {
     Text,
     Json,
+    Journal,
 }
 
 /// Runs the program with the process's arguments and environment.
@@ -251,6 +253,7 @@ async fn carry_out(command: Command, given: Given) -> ExitCode {
             let log_format = log_format.map(|format| match format {
                 Format::Text => LogFormat::Text,
                 Format::Json => LogFormat::Json,
+                Format::Journal => LogFormat::Journal,
             });
             let options = RunOptions {
                 config: file.path(),

@@ -23,6 +23,7 @@ mod failures;
 mod half_close;
 mod handshakes;
 mod interop;
+mod journal;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;
