@@ -230,4 +230,6 @@ async fn whoever_waits_when_the_process_stops_is_left_to_the_next() {
     assert_eq!(proxy.exit().await.code(), Some(3));
     let _next = systemd.start(&stage.pki, &config).await;
     second.line().await;
+    // Not a line that the one before had sent before its end.
+    second.echo(b"served by the next").await;
 }
