@@ -19,6 +19,7 @@ use crate::failure::Reason;
 use crate::kubernetes;
 use crate::limits::mind_memory;
 use crate::metrics::Metrics;
+use crate::sandbox::Sandbox;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
 use crate::telemetry::{self, LogFormat};
@@ -41,6 +42,10 @@ pub(crate) struct RunOptions {
     /// `None`: text on a terminal, JSON elsewhere.
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) environment: BTreeMap<String, String>,
+    /// Entered before anything else.
+    pub(crate) sandbox: Sandbox,
+    /// What could not be done before there was a log.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Runs until a signal ends it, and says how it ended.
@@ -50,6 +55,8 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         strict,
         log_format,
         environment,
+        sandbox,
+        warnings,
     } = options;
     let format = log_format.unwrap_or_else(|| {
         if std::io::stderr().is_terminal() {
@@ -74,6 +81,10 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         warn!(%error, "cannot raise the limit of open files");
     }
     info!(version = VERSION, config = %config.display(), "starting");
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    tell_sandbox(&sandbox);
 
     let metrics = Arc::new(Metrics::new(VERSION));
     let cluster = Store::new(kubernetes::own_namespace());
@@ -84,6 +95,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         metrics: Arc::clone(&metrics),
         cluster: Arc::clone(&cluster),
         shutdown: shutdown.clone(),
+        sandbox,
         log,
         version: VERSION,
     };
@@ -206,6 +218,24 @@ async fn drain(shutdown: &Shutdown, hurry: Option<&'static str>, stop: &mut Stop
     shutdown.abort().cancel();
     connections.wait().await;
     false
+}
+
+fn tell_sandbox(sandbox: &Sandbox) {
+    let report = sandbox.report();
+    let parts = report.parts().into_iter();
+    let parts: Vec<&str> = parts.filter_map(|(part, on)| on.then_some(part)).collect();
+    info!(
+        sandbox = report.state.as_str(),
+        parts = parts.join(","),
+        landlock_abi = report.landlock_abi,
+        connect_ports = report.connect_ports,
+        bind_ports = report.bind_ports,
+        why = report.why,
+        "what this process gave up"
+    );
+    for what in &report.left_out {
+        warn!("outside of the sandbox: {what}");
+    }
 }
 
 fn refuse_to_start(refused: &Refused, format: LogFormat) -> ExitCode {

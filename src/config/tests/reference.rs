@@ -11,11 +11,12 @@ const IDENTITY: &str = "ca = \"ca.crt\"\ncert = \"c.crt\"\nkey = \"c.key\"\n";
 fn with_line(table: Table, line: &str) -> String {
     let at = |here: Table| if here == table { line } else { "" };
     let text = format!(
-        "{}\n[admin]\n{}\n[log]\n{}\n[kubernetes]\nnamespace = \"shop\"\n{}\n[kubernetes.discovery]\n{}\n\
+        "{}\n[admin]\n{}\n[log]\n{}\n[sandbox]\n{}\n[kubernetes]\nnamespace = \"shop\"\n{}\n[kubernetes.discovery]\n{}\n\
          {SERVICE}on_rotation = \"drain\"\n{}\n[services.a.tls]\n{IDENTITY}{}\n",
         at(Table::Top),
         at(Table::Admin),
         at(Table::Log),
+        at(Table::Sandbox),
         at(Table::Kubernetes),
         at(Table::Discovery),
         at(Table::Service),
@@ -121,6 +122,7 @@ fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
         (Table::Top, "## Outside of any table"),
         (Table::Admin, "## `[admin]`"),
         (Table::Log, "## `[log]`"),
+        (Table::Sandbox, "## `[sandbox]`"),
         (Table::Service, "## `[services.NAME]` and `[defaults]`"),
         (Table::Tls, "## `[services.NAME.tls]` and `[defaults.tls]`"),
         (Table::Kubernetes, "## `[kubernetes]`"),
@@ -174,6 +176,10 @@ fn row(key: &keys::Key) -> String {
         Kind::TextsOrTable(what, ..) => format!("{what}, a list, or a table"),
         Kind::TextOrTables(what, ..) => format!("{what}, a table, or a list of tables"),
         Kind::Texts(what, _) => format!("list; each: {what}"),
+        Kind::Ports => {
+            "`\"used\"`, `\"any\"`, or a list of ports and ranges such as `[8443, \"7000-7099\"]`"
+                .to_owned()
+        }
     };
     let default = match key.default {
         KeyDefault::Is(value) => format!("`{value}`"),
@@ -216,6 +222,7 @@ fn switched_off(sample: &str) -> Vec<(Table, String, String)> {
         match line.trim_end().trim_start_matches('#') {
             "[admin]" => table = Table::Admin,
             "[log]" => table = Table::Log,
+            "[sandbox]" => table = Table::Sandbox,
             "[kubernetes]" => table = Table::Kubernetes,
             "[kubernetes.discovery]" => table = Table::Discovery,
             header if header.starts_with('[') && header.ends_with("tls]") => table = Table::Tls,
@@ -290,6 +297,7 @@ fn the_sample_names_every_key() {
             Table::Top => root.contains_key(name),
             Table::Admin => below(&["admin"]).is_some(),
             Table::Log => below(&["log"]).is_some(),
+            Table::Sandbox => below(&["sandbox"]).is_some(),
             Table::Service => below(&["services", "billing"]).is_some(),
             Table::Tls => below(&["defaults", "tls"]).is_some(),
             Table::Kubernetes | Table::Discovery | Table::Backend | Table::Ca => false,
