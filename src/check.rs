@@ -7,9 +7,9 @@ use comfy_table::{Table, presets};
 use rustls_pki_types::UnixTime;
 use serde::Serialize;
 
-use crate::config::{Config, Service};
+use crate::config::{CaSource, Config, Credential, IdentitySource, Service};
 use crate::control::{State, source_name};
-use crate::failure::Explained;
+use crate::failure::{Explained, Reason};
 use crate::sandbox::{self, Rules};
 use crate::source::SourceKey;
 use crate::table;
@@ -92,6 +92,8 @@ pub(crate) struct ServiceReport {
     pub(crate) anchors: Vec<CertificateSummary>,
     pub(crate) trust_source: Option<String>,
     pub(crate) problems: Vec<Explained>,
+    /// Credentials that only the running service sees: nothing is known of them here.
+    pub(crate) unseen: Vec<String>,
     pub(crate) warnings: Vec<String>,
     /// Where each value comes from, by key.
     pub(crate) values: BTreeMap<&'static str, String>,
@@ -160,6 +162,10 @@ impl Report {
                         .map_or(String::new(), |name| format!(" ({name})"));
                     (format!("{}{name}", leaf.subject), leaf.issuer.clone())
                 }
+                (None, Some(source)) if service.unseen.contains(source) => (
+                    format!("not to be seen from here: {source}"),
+                    "-".to_owned(),
+                ),
                 (None, None) => ("none (client_auth = false)".to_owned(), "-".to_owned()),
                 (None, Some(source)) => (format!("NOT USABLE: {source}"), "-".to_owned()),
             };
@@ -188,6 +194,15 @@ impl Report {
                     service.service, problem.hint
                 );
             }
+            for credential in &service.unseen {
+                let _ = write!(
+                    text,
+                    "\nnot checked for services.{}: {credential}, which systemd hands to the service alone; \
+                     to check it: systemd-run -P -p LoadCredential=NAME:/path tlsward check -c FILE, \
+                     or as root while tlsward.service runs\n",
+                    service.service
+                );
+            }
             for warning in &service.warnings {
                 let _ = write!(
                     text,
@@ -202,11 +217,32 @@ impl Report {
 
 impl ServiceReport {
     fn identity_set_in(&self) -> &str {
-        ["tls.cert", "tls.bundle", "tls.secret", "tls.client_auth"]
-            .iter()
-            .find_map(|key| self.values.get(key))
-            .map_or("-", String::as_str)
+        [
+            "tls.cert",
+            "tls.bundle",
+            "tls.secret",
+            "tls.credential",
+            "tls.client_auth",
+        ]
+        .iter()
+        .find_map(|key| self.values.get(key))
+        .map_or("-", String::as_str)
     }
+}
+
+/// The credentials of a service that were not handed over to this process.
+fn unseen(service: &Service) -> Vec<&Credential> {
+    let identity = match &service.identity {
+        Some(IdentitySource::Credential(credential)) => Some(credential),
+        _ => None,
+    };
+    let ca = match service.ca() {
+        Some(CaSource::Credential(credential)) => Some(credential),
+        _ => None,
+    };
+    let all = identity.into_iter().chain(ca);
+    all.filter(|credential| credential.directory.is_none())
+        .collect()
 }
 
 fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
@@ -226,12 +262,15 @@ fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
         .map(|good| &good.value);
     let refused_identity = identity.and_then(|loaded| loaded.refused());
     let refused_trust = trust.and_then(|loaded| loaded.refused());
+    let unseen = unseen(service);
     let mut problems: Vec<Explained> = refused_identity
         .into_iter()
         .chain(refused_trust)
+        .filter(|why| unseen.is_empty() || why.reason != Reason::CredentialMissing)
         .cloned()
         .collect();
-    if problems.is_empty() {
+    // What cannot be seen makes no route, which is no news.
+    if problems.is_empty() && unseen.is_empty() {
         problems.extend(state.route_of(service).err());
     }
     let mut warnings = client_config::warnings(&service.tls, service.ca());
@@ -266,6 +305,7 @@ fn one(state: &State, service: &Service, now: UnixTime) -> ServiceReport {
             .as_ref()
             .map(source_name),
         problems,
+        unseen: unseen.iter().map(ToString::to_string).collect(),
         warnings,
         values: values(&state.config, service),
     }

@@ -17,6 +17,7 @@ use toml::de::DeTable;
 
 mod annotations;
 mod assemble;
+pub mod credential;
 mod document;
 pub mod endpoint;
 mod environment;
@@ -28,6 +29,7 @@ mod listeners;
 pub mod name;
 mod problem;
 mod reader;
+pub mod reference;
 pub mod sandbox;
 mod schema;
 mod syntax;
@@ -36,6 +38,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
+pub use credential::Credential;
 pub use endpoint::{Host, Listen, UpstreamAddress};
 pub use name::ServiceName;
 pub use problem::{Place, Problem, Problems};
@@ -238,7 +241,7 @@ impl Listen {
     /// In words.
     pub(crate) fn of_argument(text: &str) -> Result<Self, String> {
         let here = std::path::absolute(".").unwrap_or_default();
-        Self::parse(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
+        Self::parse_address(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
     }
 }
 
@@ -316,6 +319,9 @@ pub struct Service {
     pub unclean_close: UncleanClose,
     /// Who may connect to the listener.
     pub allow_callers: Callers,
+    /// That other machines may reach the listener is meant. Default no. Held against the addresses
+    /// of systemd's sockets when they are taken; others were held against it before.
+    pub allow_remote_callers: bool,
 }
 
 impl Service {
@@ -394,6 +400,15 @@ pub enum Callers {
         /// Primary group ids.
         gids: Vec<u32>,
     },
+    /// On sockets of systemd, which may be of both kinds: each as above.
+    Either {
+        /// For TCP callers.
+        networks: Vec<IpNet>,
+        /// For callers on a unix socket.
+        uids: Vec<u32>,
+        /// For the same.
+        gids: Vec<u32>,
+    },
 }
 
 /// Where a client certificate and its key are read from. Paths are absolute.
@@ -411,6 +426,8 @@ pub enum IdentitySource {
     /// `secret`, or the annotation `konghq.com/client-cert`: `tls.crt` and `tls.key` of a
     /// Kubernetes Secret.
     Secret(kubernetes::ObjectRef),
+    /// `credential`: handed over by the service manager.
+    Credential(Credential),
 }
 
 /// Where CA certificates and revocation lists are read from.
@@ -431,6 +448,8 @@ pub enum CaSource {
     System,
     /// Kubernetes objects; never empty.
     Objects(Vec<kubernetes::CaObject>),
+    /// `ca = { credential = "…" }`: a file that the service manager has handed over.
+    Credential(Credential),
 }
 
 /// How TLS is spoken to an upstream and what is verified of it.

@@ -225,6 +225,9 @@ reasons! {
     /// A file of the identity is not there.
     IdentityMissing = "identity_missing",
         "put the certificate and key where the configuration says; the service comes alive by itself";
+    /// systemd has not handed over a credential that the configuration names.
+    CredentialMissing = "credential_missing",
+        "add LoadCredential=NAME:/path (or LoadCredentialEncrypted=) to the unit (systemctl edit), and restart: credentials are handed over at start; by hand: systemd-run -p LoadCredential=NAME:/path tlsward …";
     /// A file of the CA certificates or revocation lists is not there.
     TrustMissing = "trust_missing",
         "put the CA certificates where the configuration says; the service comes alive by itself";

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls_pki_types::ServerName;
 use toml::de::{DeTable, DeValue};
 
-use super::keys::{self, Default as KeyDefault, PLANNED, Table, nearest};
+use super::keys::{self, Default as KeyDefault, Table, nearest};
 use super::kubernetes::ObjectRef;
 use super::kubernetes::names::PortRef;
 use super::problem::{At, Wrong};
@@ -16,8 +16,8 @@ use super::reader::{Home, Name, Reader, Value, Written};
 use super::sandbox::SandboxTable;
 use super::value::{self, CallerPattern};
 use super::{
-    CaSource, CrlExpired, KeyExchange, Listen, NamePattern, RecordLayer, ServiceName, TlsVersion,
-    UncleanClose, UpstreamAddress, Verify,
+    CaSource, Credential, CrlExpired, KeyExchange, Listen, NamePattern, RecordLayer, ServiceName,
+    TlsVersion, UncleanClose, UpstreamAddress, Verify,
 };
 
 mod kubernetes;
@@ -131,6 +131,7 @@ pub(super) struct TlsTable {
     pub(super) key: Slot<PathBuf>,
     pub(super) bundle: Slot<PathBuf>,
     pub(super) secret: Slot<ObjectRef>,
+    pub(super) credential: Slot<Credential>,
     pub(super) client_auth: Slot<bool>,
     pub(super) verify: Slot<Verify>,
     pub(super) verify_depth: Slot<u8>,
@@ -317,7 +318,7 @@ fn listen_or_off(text: &str, base: &Path) -> value::Parsed<Option<Listen>> {
     if text == "off" {
         return Ok(None);
     }
-    Listen::parse(text, base).map(Some)
+    Listen::parse_address(text, base).map(Some)
 }
 
 impl LogTable {
@@ -425,6 +426,7 @@ impl TlsTable {
                     false => Slot::Invalid,
                 };
             }
+            "credential" => self.credential = reader.credential(&written),
             "client_auth" => self.client_auth = reader.boolean(&written),
             "verify" => self.verify = verify(reader, &written),
             "verify_depth" => self.verify_depth = written_depth(reader, &written),
@@ -526,12 +528,7 @@ fn depth_is_no_switch(text: &str) -> Wrong {
 /// Reports a name that is no key of this table, with the key that was most likely meant.
 pub(super) fn report_unknown(reader: &mut Reader<'_>, table: Table, path: &str, name: &Name<'_>) {
     let word = name.get_ref().as_ref();
-    let wrong = if PLANNED.contains(&(table, word)) {
-        Wrong::new(
-            format!("{word} is not supported by this version"),
-            "name files: cert and key, or bundle; or a Kubernetes Secret: secret",
-        )
-    } else if word == "namespace" && matches!(table, Table::Tls | Table::Ca) {
+    let wrong = if word == "namespace" && matches!(table, Table::Tls | Table::Ca) {
         Wrong::new(
             "a namespace stands before the name that it belongs to",
             "write for example secret = \"payments/billing-client\"",

@@ -1,13 +1,13 @@
-//! Which client certificate a service presents. `cert` and `key`, `bundle`, `secret` and
-//! `client_auth = false` are one setting in several keys: a table that says one of them replaces
+//! Which client certificate a service presents. `cert` and `key`, `bundle`, `secret`,
+//! `credential` and `client_auth = false` are one setting in several keys: a table that says one of them replaces
 //! what would be inherited as a whole, because half of it would mix two identities.
 
 use std::path::PathBuf;
 
-use super::IdentitySource;
 use super::document::{Slot, TlsTable};
 use super::kubernetes::ObjectRef;
 use super::problem::{At, Findings, Wrong};
+use super::{Credential, IdentitySource};
 
 /// What one table says of the identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) enum Said {
     Bundle(PathBuf, At),
     /// `secret`, or the annotation for it.
     Secret(ObjectRef, At),
+    /// `credential`.
+    Credential(Credential, At),
     /// `client_auth = false`.
     None(At),
 }
@@ -50,6 +52,7 @@ impl Said {
             written("key", &tls.key),
             written("bundle", &tls.bundle),
             written("secret", &tls.secret),
+            written("credential", &tls.credential),
         ]
         .into_iter()
         .flatten()
@@ -69,11 +72,20 @@ impl Said {
                 ),
             );
         }
+        let wholes: Vec<&str> = ["secret", "credential", "bundle"]
+            .into_iter()
+            .filter(|whole| named.contains(whole))
+            .collect();
         for (at, whole, what) in [
             (
                 tls.secret.at(),
                 "secret",
                 "is a Secret with key and certificates",
+            ),
+            (
+                tls.credential.at(),
+                "credential",
+                "holds key and certificates",
             ),
             (tls.bundle.at(), "bundle", "holds key and certificates"),
         ] {
@@ -84,18 +96,21 @@ impl Said {
                         "{whole} {what}, but {} is there too",
                         other.unwrap_or(&"key")
                     ),
-                    match named.contains(&"secret") && named.contains(&"bundle") {
-                        true => "keep one of secret, bundle, or cert and key".to_owned(),
-                        false => format!("keep either {whole}, or cert and key"),
+                    match wholes.as_slice() {
+                        [_] => format!("keep either {whole}, or cert and key"),
+                        wholes => format!("keep one of {}, or cert and key", wholes.join(", ")),
                     },
                 );
                 return report(findings, at, format!("{path}.{whole}"), wrong);
             }
         }
-        match (&tls.secret, named.len()) {
-            (Slot::Set(object, at), 1) => return Self::Secret(object.clone(), *at),
-            (Slot::Invalid, _) => return Self::Invalid,
-            _ => {}
+        match (&tls.secret, &tls.credential) {
+            (Slot::Set(object, at), Slot::Absent) => return Self::Secret(object.clone(), *at),
+            (Slot::Absent, Slot::Set(credential, at)) => {
+                return Self::Credential(credential.clone(), *at);
+            }
+            (Slot::Absent, Slot::Absent) => {}
+            _ => return Self::Invalid,
         }
         match (&tls.cert, &tls.key, &tls.bundle, none) {
             (Slot::Absent, Slot::Absent, Slot::Absent, Some(at)) => Self::None(at),
@@ -138,6 +153,7 @@ impl Said {
             }),
             Self::Bundle(path, _) => Some(IdentitySource::Bundle(path.clone())),
             Self::Secret(object, _) => Some(IdentitySource::Secret(object.clone())),
+            Self::Credential(credential, _) => Some(IdentitySource::Credential(credential.clone())),
         }
     }
 
@@ -148,6 +164,7 @@ impl Said {
             Self::Pair { cert, key } => vec![("tls.cert", cert.1), ("tls.key", key.1)],
             Self::Bundle(_, at) => vec![("tls.bundle", *at)],
             Self::Secret(_, at) => vec![("tls.secret", *at)],
+            Self::Credential(_, at) => vec![("tls.credential", *at)],
             Self::None(at) => vec![("tls.client_auth", *at)],
         }
     }

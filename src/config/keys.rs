@@ -76,12 +76,12 @@ pub(super) enum Table {
     Discovery,
     /// `upstream = { … }`: a Kubernetes Service.
     Backend,
-    /// `ca = { … }`: a Kubernetes object with CA certificates.
+    /// `ca = { … }`: a Kubernetes object with CA certificates, or a credential.
     Ca,
 }
 
 impl Table {
-    #[cfg(test)]
+    /// In the order of the reference.
     pub(super) const ALL: [Self; 10] = [
         Self::Top,
         Self::Admin,
@@ -116,9 +116,6 @@ impl Table {
         self.keys().iter().find(|key| key.name == name)
     }
 }
-
-/// Keys that the contract promises and this version does not know: table, name.
-pub(super) const PLANNED: &[(Table, &str)] = &[(Table::Tls, "credential")];
 
 const TOP: &[Key] = &[
     Key {
@@ -192,9 +189,12 @@ const LOG: &[Key] = &[
 const SERVICE: &[Key] = &[
     Key {
         name: "listen",
-        kind: Kind::Text("an address with a port, or a unix socket", "127.0.0.1:7001"),
+        kind: Kind::Text(
+            "an address with a port, a unix socket, or a name of systemd's",
+            "127.0.0.1:7001",
+        ),
         default: Default::Required,
-        doc: "Where callers connect: \"127.0.0.1:7001\", \"[::1]:7001\", \"localhost:7001\" or \"unix:/path?mode=0660\".",
+        doc: "Where callers connect: \"127.0.0.1:7001\", \"[::1]:7001\", \"localhost:7001\", \"unix:/path?mode=0660\", or \"systemd:NAME\" for sockets that systemd opens.",
         elsewhere: &[("stunnel", "accept"), ("HAProxy", "bind")],
     },
     Key {
@@ -359,6 +359,13 @@ const TLS: &[Key] = &[
             ("Kong", "client-cert"),
             ("ingress-nginx", "proxy-ssl-secret"),
         ],
+    },
+    Key {
+        name: "credential",
+        kind: Kind::Text("a name", "billing"),
+        default: Default::Unset("none"),
+        doc: "A credential of systemd (LoadCredential=NAME:…) with key and certificates. Instead of cert and key.",
+        elsewhere: &[("systemd", "LoadCredential")],
     },
     Key {
         name: "client_auth",

@@ -9,6 +9,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::DeValue;
 
+use super::Credential;
 use super::document::{Slot, report_unknown};
 use super::expand::expand;
 use super::keys::{Key, Kind, Table, quoted};
@@ -121,6 +122,12 @@ impl<'a> Reader<'a> {
             self.findings.report(at, path, wrong);
         }
         self.kubernetes
+    }
+
+    /// A credential by its name.
+    pub(super) fn credential(&mut self, written: &Written<'_>) -> Slot<Credential> {
+        let environment = self.environment;
+        self.text(written, |text| Credential::parse(text, environment))
     }
 
     /// An object by `name` or `namespace/name`; `kind` is `"a Secret"` or the like.

@@ -12,7 +12,7 @@ use super::keys::{self, Table};
 use super::problem::Wrong;
 use super::reader::{Name, Reader, Value, Written};
 use super::value::{self, Parsed};
-use super::{CaSource, IdentitySource, Service, ServiceName, TrustSource};
+use super::{CaSource, Credential, IdentitySource, Service, ServiceName, TrustSource};
 
 /// `[sandbox]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,12 +104,18 @@ fn path_of(slot: &Slot<PathBuf>) -> Option<&PathBuf> {
     }
 }
 
+fn directory_of(credential: &Credential) -> Option<(&'static str, &Path)> {
+    let directory = credential.directory.as_deref();
+    directory.map(|directory| ("credential", directory))
+}
+
 impl IdentitySource {
     /// The files it is read from, each with the key that names it.
     pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
         match self {
             Self::Pair { cert, key } => vec![("cert", cert), ("key", key)],
             Self::Bundle(path) => vec![("bundle", path)],
+            Self::Credential(credential) => directory_of(credential).into_iter().collect(),
             Self::Secret(_) => Vec::new(),
         }
     }
@@ -120,6 +126,7 @@ impl TrustSource {
     pub(crate) fn files(&self) -> Vec<(&'static str, &Path)> {
         let ca = match &self.ca {
             CaSource::Path(path) => Some(("ca", path.as_path())),
+            CaSource::Credential(credential) => directory_of(credential),
             CaSource::System | CaSource::Objects(_) => None,
         };
         let crl = self.crl.as_deref().map(|path| ("crl", path));

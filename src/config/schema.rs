@@ -113,7 +113,9 @@ fn inline(table: Table) -> Value {
         alone.collect()
     };
     match table {
-        Table::Ca => schema["oneOf"] = one_of(&["secret", "configmap", "cluster_trust_bundle"]),
+        Table::Ca => {
+            schema["oneOf"] = one_of(&["secret", "configmap", "cluster_trust_bundle", "credential"])
+        }
         _ => schema["required"] = required(table),
     }
     schema

@@ -282,7 +282,10 @@ pub(super) fn status(facts: &Facts<'_>, service: &Service) -> Option<KubernetesS
     let object = facts.state.config.backends.get(&service.name).cloned();
     let secret = match &service.identity {
         Some(IdentitySource::Secret(secret)) => Some(secret.clone()),
-        Some(IdentitySource::Pair { .. } | IdentitySource::Bundle(_)) | None => None,
+        Some(
+            IdentitySource::Pair { .. } | IdentitySource::Bundle(_) | IdentitySource::Credential(_),
+        )
+        | None => None,
     };
     if object.is_none() && secret.is_none() {
         return None;

@@ -140,7 +140,7 @@ impl Sandbox {
                 format!("making the socket {}", path.display()),
                 "enabled = false".to_owned(),
             ),
-            Listen::Tcp(_) | Listen::Unix { .. } => return None,
+            Listen::Tcp(_) | Listen::Unix { .. } | Listen::Systemd(_) => return None,
         };
         Some(Lacking {
             service: service.cloned(),

@@ -103,7 +103,8 @@ pub(crate) fn rules(config: &Config, facts: &Facts<'_>) -> Rules {
         reading.named("sandbox.read", path);
     }
     if let Some(directory) = facts.environment.get("CREDENTIALS_DIRECTORY") {
-        reading.exactly(Path::new(directory));
+        // systemd may mount it anew on reload.
+        reading.named("CREDENTIALS_DIRECTORY", Path::new(directory));
     }
     for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
         // A list of directories, as OpenSSL takes it.
@@ -147,7 +148,7 @@ pub(crate) fn rules(config: &Config, facts: &Facts<'_>) -> Rules {
         (more, None) => these(
             listeners(config).filter_map(|listen| match listen {
                 Listen::Tcp(address) => Some(address.port()),
-                Listen::Unix { .. } => None,
+                Listen::Unix { .. } | Listen::Systemd(_) => None,
             }),
             more,
         ),
@@ -195,13 +196,6 @@ impl Reading {
         }
     }
 
-    /// What is there, and not what is above it.
-    fn exactly(&mut self, path: &Path) {
-        if let Ok(real) = path.canonicalize() {
-            self.roots.insert(real);
-        }
-    }
-
     /// What is there, for every process.
     fn of_all(&mut self, path: &Path) {
         if path.starts_with("/proc") {
@@ -226,7 +220,7 @@ impl Reading {
                 self.of_all(&mount.point);
             }
         }
-        self.exactly(Path::new(SERVICE_ACCOUNT));
+        self.of_all(Path::new(SERVICE_ACCOUNT));
         for path in NAME_SERVICE {
             let path = Path::new(path);
             self.of_all(path);
@@ -266,7 +260,7 @@ fn socket_directories(config: &Config) -> impl Iterator<Item = &Path> {
     let discovery = config.kubernetes.discovery.as_ref();
     let discovery = discovery.and_then(|discovery| discovery.socket_directory.as_deref());
     let sockets = listeners(config).filter_map(|listen| match listen {
-        Listen::Tcp(_) => None,
+        Listen::Tcp(_) | Listen::Systemd(_) => None,
         Listen::Unix { path, .. } => path.parent(),
     });
     sockets.chain(discovery)

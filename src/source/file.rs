@@ -5,6 +5,7 @@
 //! at without one. So a missed event delays a change and never loses it.
 
 mod agreement;
+mod credential;
 mod directories;
 mod events;
 mod explain;
@@ -12,8 +13,9 @@ mod mounts;
 pub(super) mod read;
 mod trace;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -458,7 +460,7 @@ fn survey(key: &SourceKey, memo: &mut Memo, mounts: &mut Mounts) -> (Needs, Vec<
             Place::File(path) => (path, false),
             Place::FileOrDirectory(path) => (path, true),
         };
-        match add_way(path, memo, mounts, &mut needs, &mut notes) {
+        match add_way(&path, memo, mounts, &mut needs, &mut notes) {
             End::Directory(dir, identity) if may_be_directory => {
                 // Dangling or not, a link may come to point to something else.
                 for link in read::entries(&dir, read::MAX_ENTRIES)
@@ -505,28 +507,37 @@ fn add_way(
 
 /// One configured path.
 enum Place<'a> {
-    File(&'a PathBuf),
-    FileOrDirectory(&'a PathBuf),
+    File(Cow<'a, Path>),
+    FileOrDirectory(Cow<'a, Path>),
 }
 
 fn places(key: &SourceKey) -> Vec<Place<'_>> {
     match key {
         SourceKey::Config(path) | SourceKey::Identity(IdentitySource::Bundle(path)) => {
-            vec![Place::File(path)]
+            vec![Place::File(path.into())]
         }
         SourceKey::Identity(IdentitySource::Pair { cert, key }) => {
-            vec![Place::File(cert), Place::File(key)]
+            vec![Place::File(cert.into()), Place::File(key.into())]
         }
         SourceKey::Identity(IdentitySource::Secret(_)) => Vec::new(),
+        SourceKey::Identity(IdentitySource::Credential(credential)) => {
+            let forms = credential.forms().into_iter().flatten();
+            let files = forms.flat_map(|form| form.files().map(Path::to_owned).collect::<Vec<_>>());
+            files.map(|path| Place::File(path.into())).collect()
+        }
         SourceKey::Trust(trust) => {
             let ca = match &trust.ca {
-                CaSource::Path(path) => Some(path),
+                CaSource::Path(path) => Some(Place::FileOrDirectory(path.into())),
+                CaSource::Credential(credential) => {
+                    credential.file().map(|path| Place::File(path.into()))
+                }
                 // Wherever the platform keeps them: seen by the periodic check. And objects tell
                 // of their changes themselves.
                 CaSource::System | CaSource::Objects(_) => None,
             };
-            let paths = ca.into_iter().chain(&trust.crl);
-            paths.map(Place::FileOrDirectory).collect()
+            let crl = trust.crl.iter();
+            let crl = crl.map(|path| Place::FileOrDirectory(path.into()));
+            ca.into_iter().chain(crl).collect()
         }
     }
 }

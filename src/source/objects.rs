@@ -26,12 +26,12 @@ pub(crate) fn objects(source: &SourceKey) -> BTreeSet<DataKey> {
         }
         SourceKey::Trust(trust) => match &trust.ca {
             CaSource::Objects(objects) => objects.iter().map(data_key).collect(),
-            CaSource::Path(_) | CaSource::System => BTreeSet::new(),
+            CaSource::Path(_) | CaSource::System | CaSource::Credential(_) => BTreeSet::new(),
         },
         SourceKey::Config(_)
-        | SourceKey::Identity(IdentitySource::Pair { .. } | IdentitySource::Bundle(_)) => {
-            BTreeSet::new()
-        }
+        | SourceKey::Identity(
+            IdentitySource::Pair { .. } | IdentitySource::Bundle(_) | IdentitySource::Credential(_),
+        ) => BTreeSet::new(),
     }
 }
 

@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use toml::de::DeValue;
 
 use super::{Slot, report_unknown};
-use crate::config::CaSource;
 use crate::config::keys::{self, Table};
 use crate::config::kubernetes::names::{self, Named, PortRef};
 use crate::config::kubernetes::{CaKey, CaObject, Namespaces, ObjectRef, SecretWatch};
 use crate::config::problem::{At, Wrong};
 use crate::config::reader::{Home, Name, Reader, Value, Written, mismatch};
 use crate::config::value;
+use crate::config::{CaSource, Credential};
 
 /// `[kubernetes]`.
 #[derive(Debug, Default)]
@@ -232,8 +232,23 @@ pub(super) fn ca(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<CaSourc
         DeValue::Array(list) => list.iter().collect(),
         _ => return reader.text(written, |text| value::ca(text, base)),
     };
-    if reader.is_broken(written) || !reader.can_kubernetes(written.at(), written.path) {
+    let is_credential = |table: &&Value<'_>| match table.get_ref() {
+        DeValue::Table(table) => table.contains_key("credential"),
+        _ => false,
+    };
+    let credentials = tables.iter().filter(|table| is_credential(table)).count();
+    let kubernetes = credentials == 0 || credentials < tables.len();
+    if reader.is_broken(written)
+        || (kubernetes && !reader.can_kubernetes(written.at(), written.path))
+    {
         return Slot::Invalid;
+    }
+    if credentials > 0 && tables.len() > 1 {
+        let wrong = Wrong::new(
+            "a credential with CA certificates stands alone",
+            "write ca = { credential = \"…\" }; its file may hold several certificates",
+        );
+        return reader.invalid(written, wrong);
     }
     if tables.is_empty() {
         let wrong = Wrong::new(
@@ -246,9 +261,15 @@ pub(super) fn ca(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<CaSourc
     let mut seen = BTreeSet::new();
     let mut valid = true;
     for table in tables {
-        let Some(object) = ca_object(reader, written, table) else {
-            valid = false;
-            continue;
+        let object = match ca_object(reader, written, table) {
+            Some(CaTable::Object(object)) => object,
+            Some(CaTable::Credential(credential)) => {
+                return Slot::Set(CaSource::Credential(credential), written.at());
+            }
+            None => {
+                valid = false;
+                continue;
+            }
         };
         if seen.insert(object.clone()) {
             objects.push(object);
@@ -266,8 +287,14 @@ pub(super) fn ca(reader: &mut Reader<'_>, written: &Written<'_>) -> Slot<CaSourc
     }
 }
 
+/// What one table of `ca` names.
+enum CaTable {
+    Object(CaObject),
+    Credential(Credential),
+}
+
 /// One table of `ca`; `None` after a report.
-fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Option<CaObject> {
+fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Option<CaTable> {
     let at = At::from(table.span());
     if !matches!(table.get_ref(), DeValue::Table(_)) {
         let wrong = match table.get_ref() {
@@ -282,6 +309,7 @@ fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Op
     }
     let (mut secret, mut configmap) = (Slot::Absent, Slot::Absent);
     let (mut bundle, mut key) = (Slot::Absent, Slot::Absent);
+    let mut credential = Slot::Absent;
     let mut unknown = false;
     reader.table(ca.path, table, |reader, name, value| {
         let path = keys::path(ca.path, name.get_ref());
@@ -299,6 +327,7 @@ fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Op
             "secret" => secret = reader.object(&written, "a Secret"),
             "configmap" => configmap = reader.object(&written, "a ConfigMap"),
             "cluster_trust_bundle" => bundle = reader.text(&written, names::trust_bundle),
+            "credential" => credential = reader.credential(&written),
             "key" => key = reader.text(&written, names::entry),
             unread => unreachable!("a key of the table that nobody reads: {unread}"),
         }
@@ -307,13 +336,18 @@ fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Op
         secret.is_written(),
         configmap.is_written(),
         bundle.is_written(),
+        credential.is_written(),
     ];
     let wrong = match named.iter().filter(|written| **written).count() {
         // What was meant may be the unknown key.
         0 if unknown => return None,
         0 => Some(Wrong::new(
             "the table names no object",
-            "write { secret = \"…\" }, { configmap = \"…\" } or { cluster_trust_bundle = \"…\" }",
+            "write { secret = \"…\" }, { configmap = \"…\" }, { cluster_trust_bundle = \"…\" } or { credential = \"…\" }",
+        )),
+        1 if credential.is_written() && key.is_written() => Some(Wrong::new(
+            "a credential has no entries of which key could name one",
+            "remove key",
         )),
         1 if bundle.is_written() && key.is_written() => Some(Wrong::new(
             "a ClusterTrustBundle has no entries of which key could name one",
@@ -334,10 +368,14 @@ fn ca_object(reader: &mut Reader<'_>, ca: &Written<'_>, table: &Value<'_>) -> Op
         Slot::Absent => CaKey::Named(CaKey::DEFAULT.to_owned()),
         Slot::Invalid => return None,
     };
-    match (secret, configmap, bundle) {
-        (Slot::Set(object, _), ..) => Some(CaObject::Secret { object, key }),
-        (_, Slot::Set(object, _), _) => Some(CaObject::ConfigMap { object, key }),
-        (.., Slot::Set(name, _)) => Some(CaObject::TrustBundle { name }),
-        _ => None,
+    if let Slot::Set(credential, _) = credential {
+        return Some(CaTable::Credential(credential));
     }
+    let object = match (secret, configmap, bundle) {
+        (Slot::Set(object, _), ..) => CaObject::Secret { object, key },
+        (_, Slot::Set(object, _), _) => CaObject::ConfigMap { object, key },
+        (.., Slot::Set(name, _)) => CaObject::TrustBundle { name },
+        _ => return None,
+    };
+    Some(CaTable::Object(object))
 }

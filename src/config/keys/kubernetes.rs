@@ -122,26 +122,33 @@ pub(super) const CA: &[Key] = &[
     Key {
         name: "secret",
         kind: Kind::Text("a name or \"namespace/name\"", "payments/ca"),
-        default: Default::Unset("one of these three is needed"),
+        default: Default::Unset("one of these four is needed"),
         doc: "A Secret with CA certificates.",
         elsewhere: &[],
     },
     Key {
         name: "configmap",
         kind: Kind::Text("a name or \"namespace/name\"", "payments/ca"),
-        default: Default::Unset("one of these three is needed"),
+        default: Default::Unset("one of these four is needed"),
         doc: "A ConfigMap with CA certificates.",
         elsewhere: &[("Kubernetes", "configMap"), ("Kubernetes", "config_map")],
     },
     Key {
         name: "cluster_trust_bundle",
         kind: Kind::Text("a name", "example.com:ca:v1"),
-        default: Default::Unset("one of these three is needed"),
+        default: Default::Unset("one of these four is needed"),
         doc: "A ClusterTrustBundle, where the API server has them.",
         elsewhere: &[
             ("Kubernetes", "clusterTrustBundle"),
             ("Kubernetes", "trust_bundle"),
         ],
+    },
+    Key {
+        name: "credential",
+        kind: Kind::Text("a name", "ca"),
+        default: Default::Unset("one of these four is needed"),
+        doc: "A credential of systemd (LoadCredential=NAME:…): one PEM file.",
+        elsewhere: &[("systemd", "LoadCredential")],
     },
     Key {
         name: "key",

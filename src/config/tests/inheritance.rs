@@ -19,6 +19,7 @@ fn identity(text: &str) -> Option<String> {
             IdentitySource::Pair { cert, key } => format!("{} {}", cert.display(), key.display()),
             IdentitySource::Bundle(path) => path.display().to_string(),
             IdentitySource::Secret(object) => object.to_string(),
+            IdentitySource::Credential(credential) => credential.to_string(),
         })
 }
 
@@ -64,6 +65,14 @@ fn an_identity_replaces_an_inherited_one_as_a_whole() {
         ),
         ("client_auth = false", "bundle = \"/a.pem\"", Some("/a.pem")),
         ("client_auth = false", "", None),
+        (PAIR, "credential = \"a\"", Some("credential a")),
+        ("credential = \"all\"", "", Some("credential all")),
+        ("credential = \"all\"", "client_auth = false", None),
+        (
+            "credential = \"all\"",
+            "cert = \"/a.crt\"\nkey = \"/a.key\"",
+            Some("/a.crt /a.key"),
+        ),
     ] {
         let found = identity(&with_tls(defaults, own));
         assert_eq!(found.as_deref(), expected, "{defaults} / {own}");
@@ -183,7 +192,7 @@ fn the_origin_of_each_value_is_known() {
         for key in table.keys() {
             let known = origins.contains_key(format!("{prefix}{}", key.name).as_str());
             assert!(
-                known || ["bundle", "secret", "client_auth"].contains(&key.name),
+                known || ["bundle", "secret", "credential", "client_auth"].contains(&key.name),
                 "{}",
                 key.name
             );

@@ -30,7 +30,7 @@ fn check(text: &str) {
 }
 
 /// Pieces from which a random text comes close to a configuration.
-const PIECES: [&str; 49] = [
+const PIECES: [&str; 51] = [
     "\n",
     "\n",
     "\n",
@@ -71,6 +71,8 @@ const PIECES: [&str; 49] = [
     "client_auth = false\n",
     "secret = \"p/c\"\n",
     "secret = ",
+    "credential = \"c\"\n",
+    "ca = { credential = \"c\" }\n",
     "ca = { configmap = \"p/c\", key = \"k\" }\n",
     "upstream = { service = \"s\", namespace = \"n\" }\n",
     "service = ",
@@ -270,7 +272,7 @@ proptest! {
                     prop_assert_eq!(&trust.crl, &None);
                     match &trust.ca {
                         CaSource::Path(path) => prop_assert_eq!(path, Path::new("/ca.crt")),
-                        CaSource::System => prop_assert!(false),
+                        CaSource::System | CaSource::Credential(_) => prop_assert!(false),
                         CaSource::Objects(objects) => {
                             let shown = format!("{objects:?}");
                             let own = shown.matches("namespace: \"payments\"").count();
@@ -282,6 +284,7 @@ proptest! {
             let local = match &service.listen {
                 Listen::Tcp(address) => address.ip().is_loopback(),
                 Listen::Unix { path, .. } => path.parent() == Some(Path::new("/run/s")),
+                Listen::Systemd(_) => false,
             };
             prop_assert!(local, "{}", service.listen);
         }

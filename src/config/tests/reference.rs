@@ -99,7 +99,7 @@ fn every_key_without_a_default_is_either_needed_or_changes_something() {
             };
             let line = format!("{} = {value}", key.name);
             let identity = match key.name {
-                "bundle" | "secret" if table == Table::Tls => "ca = \"ca.crt\"\n",
+                "bundle" | "secret" | "credential" if table == Table::Tls => "ca = \"ca.crt\"\n",
                 _ => IDENTITY,
             };
             let text = with_line(table, &line).replace(IDENTITY, identity);
@@ -118,18 +118,8 @@ fn every_key_without_a_default_is_either_needed_or_changes_something() {
 fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
     let reference = read("docs/configuration.md");
     let mut missing = String::new();
-    for (table, heading) in [
-        (Table::Top, "## Outside of any table"),
-        (Table::Admin, "## `[admin]`"),
-        (Table::Log, "## `[log]`"),
-        (Table::Sandbox, "## `[sandbox]`"),
-        (Table::Service, "## `[services.NAME]` and `[defaults]`"),
-        (Table::Tls, "## `[services.NAME.tls]` and `[defaults.tls]`"),
-        (Table::Kubernetes, "## `[kubernetes]`"),
-        (Table::Discovery, "## `[kubernetes.discovery]`"),
-        (Table::Backend, "## `upstream = { … }`"),
-        (Table::Ca, "## `ca = { … }`"),
-    ] {
+    for table in Table::ALL {
+        let heading = format!("## {}", table.heading());
         let section = reference
             .split_once(&format!("{heading}\n"))
             .map_or("", |(_, rest)| rest);
@@ -156,37 +146,8 @@ fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
 }
 
 fn row(key: &keys::Key) -> String {
-    let off = |off: bool| if off { " or `\"off\"`" } else { "" };
-    let words = |words: &[&str]| {
-        let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
-        words.join(", ")
-    };
-    let kind = match key.kind {
-        Kind::Bool => "`true` or `false`".to_owned(),
-        Kind::Integer {
-            min,
-            max,
-            off: allowed,
-        } => format!("number from {min} to {max}{}", off(allowed)),
-        Kind::Duration { off: allowed } => format!("duration{}", off(allowed)),
-        Kind::Choice(choices) => words(choices),
-        Kind::Choices(choices) => format!("list of {}", words(choices)),
-        Kind::Text(what, _) => what.to_owned(),
-        Kind::TextOrPort(what, _) => what.to_owned(),
-        Kind::TextsOrTable(what, ..) => format!("{what}, a list, or a table"),
-        Kind::TextOrTables(what, ..) => format!("{what}, a table, or a list of tables"),
-        Kind::Texts(what, _) => format!("list; each: {what}"),
-        Kind::Ports => {
-            "`\"used\"`, `\"any\"`, or a list of ports and ranges such as `[8443, \"7000-7099\"]`"
-                .to_owned()
-        }
-    };
-    let default = match key.default {
-        KeyDefault::Is(value) => format!("`{value}`"),
-        KeyDefault::Unset(meaning) => meaning.to_owned(),
-        KeyDefault::Required => "required".to_owned(),
-    };
-    let elsewhere: Vec<String> = key
+    let entry = super::super::reference::Entry::of(key);
+    let elsewhere: Vec<String> = entry
         .elsewhere
         .iter()
         .map(|(program, name)| format!("{program} `{name}`"))
@@ -196,8 +157,8 @@ fn row(key: &keys::Key) -> String {
         false => elsewhere.join(", "),
     };
     format!(
-        "| `{}` | {kind} | {default} | {} | {elsewhere} |",
-        key.name, key.doc
+        "| `{}` | {} | {} | {} | {elsewhere} |",
+        entry.name, entry.value, entry.default, entry.meaning
     )
 }
 
@@ -402,7 +363,7 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         (Table::Tls, "verify = \"on\""),
         (Table::Tls, "key_exchange = [\"x448\"]"),
         (Table::Tls, "secret = 1"),
-        (Table::Tls, "credential = \"tls\""),
+        (Table::Tls, "credential = 1"),
         (Table::Kubernetes, "colour = 1"),
         (Table::Kubernetes, "secrets = \"all\""),
         (Table::Discovery, "colour = 1"),
@@ -410,6 +371,7 @@ fn the_schema_refuses_unknown_keys_wrong_types_and_wrong_words() {
         (Table::Backend, "colour = 1"),
         (Table::Backend, "port = 0"),
         (Table::Ca, "key = \"x\", configmap = \"b\""),
+        (Table::Ca, "credential = \"x\", configmap = \"b\""),
         (Table::Ca, "colour = 1"),
     ] {
         assert!(!schema_errors(&with_line(table, line)).is_empty(), "{line}");

@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use zeroize::Zeroizing;
 
+use super::credential;
 use super::explain::{Role, missing, refused, unreadable};
 use super::trace::{Identity, identity};
 use crate::cluster::Store;
@@ -134,6 +135,7 @@ fn identity_material(
         }
         IdentitySource::Bundle(path) => file(Role::Identity, path).map(IdentityMaterial::Bundle),
         IdentitySource::Secret(object) => objects::identity(object, store),
+        IdentitySource::Credential(credential) => credential::identity(credential),
     }
 }
 
@@ -141,6 +143,7 @@ fn trust_material(source: &TrustSource, store: &Store) -> Result<TrustMaterial, 
     let ca = match &source.ca {
         CaSource::Path(path) => file_or_directory(path)?,
         CaSource::System => vec![system_roots()?],
+        CaSource::Credential(credential) => vec![credential::ca(credential)?],
         CaSource::Objects(all) => {
             let parts = all.iter().map(|object| objects::ca(object, store));
             parts.collect::<Result<_, _>>()?
@@ -234,7 +237,7 @@ pub(super) fn entries(dir: &Path, limit: usize) -> Result<(Vec<PathBuf>, Vec<Pat
 }
 
 /// One regular file.
-fn file(role: Role, path: &Path) -> Result<Part, Explained> {
+pub(super) fn file(role: Role, path: &Path) -> Result<Part, Explained> {
     let fail = |error: io::Error| unreadable(role, path, &error);
     // Looked at before it is opened: opening a device can do things by itself.
     require_regular(role, path, &path.metadata().map_err(fail)?)?;

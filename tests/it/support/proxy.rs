@@ -42,7 +42,7 @@ pub(crate) fn command_under(program: &[&str]) -> Command {
     command
 }
 
-fn without_settings(mut command: Command) -> Command {
+pub(crate) fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TLSWARD_") {
             command.env_remove(name);
@@ -50,6 +50,7 @@ fn without_settings(mut command: Command) -> Command {
     }
     command
         .env_remove("RUST_LOG")
+        .env_remove("CREDENTIALS_DIRECTORY")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command
