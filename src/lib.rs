@@ -21,6 +21,7 @@ mod clock;
 mod cluster;
 pub mod config;
 mod control;
+mod convert;
 mod demo;
 #[cfg(feature = "drivers")]
 #[doc(hidden)]
@@ -35,6 +36,7 @@ mod kubernetes;
 #[path = "kubernetes/absent.rs"]
 mod kubernetes;
 mod limits;
+mod manual;
 mod material;
 mod metrics;
 mod mountinfo;
@@ -46,6 +48,7 @@ mod shutdown;
 mod signal;
 mod source;
 mod status;
+mod systemd;
 mod table;
 mod telemetry;
 mod tls;

@@ -117,17 +117,8 @@ fn every_key_without_a_default_is_either_needed_or_changes_something() {
 fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
     let reference = read("docs/configuration.md");
     let mut missing = String::new();
-    for (table, heading) in [
-        (Table::Top, "## Outside of any table"),
-        (Table::Admin, "## `[admin]`"),
-        (Table::Log, "## `[log]`"),
-        (Table::Service, "## `[services.NAME]` and `[defaults]`"),
-        (Table::Tls, "## `[services.NAME.tls]` and `[defaults.tls]`"),
-        (Table::Kubernetes, "## `[kubernetes]`"),
-        (Table::Discovery, "## `[kubernetes.discovery]`"),
-        (Table::Backend, "## `upstream = { … }`"),
-        (Table::Ca, "## `ca = { … }`"),
-    ] {
+    for table in Table::ALL {
+        let heading = format!("## {}", table.heading());
         let section = reference
             .split_once(&format!("{heading}\n"))
             .map_or("", |(_, rest)| rest);
@@ -154,33 +145,8 @@ fn the_reference_has_a_row_for_every_key_with_its_type_default_and_meaning() {
 }
 
 fn row(key: &keys::Key) -> String {
-    let off = |off: bool| if off { " or `\"off\"`" } else { "" };
-    let words = |words: &[&str]| {
-        let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
-        words.join(", ")
-    };
-    let kind = match key.kind {
-        Kind::Bool => "`true` or `false`".to_owned(),
-        Kind::Integer {
-            min,
-            max,
-            off: allowed,
-        } => format!("number from {min} to {max}{}", off(allowed)),
-        Kind::Duration { off: allowed } => format!("duration{}", off(allowed)),
-        Kind::Choice(choices) => words(choices),
-        Kind::Choices(choices) => format!("list of {}", words(choices)),
-        Kind::Text(what, _) => what.to_owned(),
-        Kind::TextOrPort(what, _) => what.to_owned(),
-        Kind::TextsOrTable(what, ..) => format!("{what}, a list, or a table"),
-        Kind::TextOrTables(what, ..) => format!("{what}, a table, or a list of tables"),
-        Kind::Texts(what, _) => format!("list; each: {what}"),
-    };
-    let default = match key.default {
-        KeyDefault::Is(value) => format!("`{value}`"),
-        KeyDefault::Unset(meaning) => meaning.to_owned(),
-        KeyDefault::Required => "required".to_owned(),
-    };
-    let elsewhere: Vec<String> = key
+    let entry = super::super::reference::Entry::of(key);
+    let elsewhere: Vec<String> = entry
         .elsewhere
         .iter()
         .map(|(program, name)| format!("{program} `{name}`"))
@@ -190,8 +156,8 @@ fn row(key: &keys::Key) -> String {
         false => elsewhere.join(", "),
     };
     format!(
-        "| `{}` | {kind} | {default} | {} | {elsewhere} |",
-        key.name, key.doc
+        "| `{}` | {} | {} | {} | {elsewhere} |",
+        entry.name, entry.value, entry.default, entry.meaning
     )
 }
 
