@@ -24,6 +24,7 @@ mod half_close;
 mod handshakes;
 mod interop;
 mod journal;
+mod key_memory;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;
