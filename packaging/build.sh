@@ -137,6 +137,8 @@ static_program() {
         ln -s "$sysroot/lib/rustlib/$host" "$own/lib/rustlib/$host"
         cp "$musl"/{crt1,rcrt1,Scrt1,crti,crtn}.o "$musl/libc.a" \
             "${LIBUNWIND:?"where is libunwind.a?"}" "$own/$libraries/self-contained/"
+        "${MUSL_CC:-musl-gcc}" -O2 -c packaging/fortify.c -o "$own/fortify.o"
+        ar -rD "$own/$libraries/self-contained/$(basename "$LIBUNWIND")" "$own/fortify.o"
         for object in crtbegin crtbeginS crtend crtendS; do
             cp "$(cc -print-file-name=$object.o)" "$own/$libraries/self-contained/"
         done
