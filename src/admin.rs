@@ -16,6 +16,7 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 use crate::status::Status;
+use crate::systemd::{Notifier, Reloading};
 
 pub(crate) mod client;
 mod routes;
@@ -31,8 +32,8 @@ pub(crate) struct Shared {
     pub status: watch::Receiver<Arc<Status>>,
     /// The live counters.
     pub metrics: Arc<Metrics>,
-    /// Control's queue of reloads. Each is carried out after the ones before it.
-    pub reload: mpsc::Sender<ReloadRequest>,
+    /// To ask control for a reload.
+    pub reload: Reloads,
     /// To ask for the end.
     pub shutdown: Shutdown,
 }
@@ -62,6 +63,35 @@ pub(crate) struct ReloadRequest {
     /// Told when the reload has truly ended: everything is in force, or nothing is. Dropped
     /// unanswered where the process stops first.
     pub reply: oneshot::Sender<ReloadOutcome>,
+    /// Systemd knows of it until this is dropped: before the reply is sent, so that who gets the
+    /// reply finds it over.
+    pub announced: Reloading,
+}
+
+/// The way to control for whoever wants a reload. Each is carried out after the ones before it.
+#[derive(Clone, Debug)]
+pub(crate) struct Reloads {
+    queue: mpsc::Sender<ReloadRequest>,
+    notifier: Notifier,
+}
+
+impl Reloads {
+    /// `notifier` is told of each, before anything else is done for it.
+    pub(crate) fn new(queue: mpsc::Sender<ReloadRequest>, notifier: Notifier) -> Self {
+        Self { queue, notifier }
+    }
+
+    /// Tells systemd at once; what is returned asks control, and resolves with the end. Once asked
+    /// for, a reload goes on where that is dropped. `None`: the process stops.
+    pub(crate) fn ask(&self) -> impl Future<Output = Option<ReloadOutcome>> + use<> {
+        let announced = self.notifier.reloading();
+        let (reply, answer) = oneshot::channel();
+        let queue = self.queue.clone();
+        async move {
+            queue.send(ReloadRequest { reply, announced }).await.ok()?;
+            answer.await.ok()
+        }
+    }
 }
 
 /// How a reload ended.
@@ -288,7 +318,7 @@ pub(crate) mod tests {
         let shared = Arc::new(Shared {
             status: status_read,
             metrics: Arc::new(Metrics::new("1.2.3")),
-            reload,
+            reload: Reloads::new(reload, Notifier::default()),
             shutdown: Shutdown::default(),
         });
         (shared, status, reloads)

@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::io::Errno;
 use rustls::crypto::aws_lc_rs;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::admin::Reloads;
 use crate::cluster::Store;
 use crate::control::{Control, Refused, Setup};
 use crate::failure::Reason;
@@ -21,6 +23,7 @@ use crate::limits::mind_memory;
 use crate::metrics::Metrics;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
+use crate::systemd::{self, Given, Notifier};
 use crate::telemetry::{self, LogFormat};
 
 /// Exit codes (CONTRACT: "Stop").
@@ -38,9 +41,12 @@ pub(crate) struct RunOptions {
     pub(crate) config: PathBuf,
     /// Fail at start where a service cannot serve.
     pub(crate) strict: bool,
-    /// `None`: text on a terminal, JSON elsewhere.
+    /// `None`: journald's own form where it reads standard error, text on a terminal, JSON
+    /// elsewhere.
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) environment: BTreeMap<String, String>,
+    /// What systemd has given.
+    pub(crate) given: Given,
 }
 
 /// Runs until a signal ends it, and says how it ended.
@@ -50,30 +56,45 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         strict,
         log_format,
         environment,
+        given:
+            Given {
+                notifier,
+                sockets,
+                watchdog,
+                notes,
+            },
     } = options;
+    let to_journal = telemetry::is_journal(std::io::stderr(), &environment);
     let format = log_format.unwrap_or_else(|| {
-        if std::io::stderr().is_terminal() {
+        if to_journal {
+            LogFormat::Journal
+        } else if std::io::stderr().is_terminal() {
             LogFormat::Text
         } else {
             LogFormat::Json
         }
     });
-    let log = match telemetry::init(format, "info") {
+    let log = match telemetry::init(format, "info", to_journal) {
         Ok(log) => log,
         Err(error) => return fail(FAILED_TO_START, &error.to_string()),
     };
     let shutdown = Shutdown::default();
     let (reloads, requests) = mpsc::channel(16);
+    let reloads = Reloads::new(reloads, notifier.clone());
     let signals =
         Stop::listen().and_then(|stop| Ok((stop, reload_on_hangup(reloads.clone(), &shutdown)?)));
     let (mut stop, hangups) = match signals {
         Ok(signals) => signals,
         Err(error) => return fail(FAILED_TO_START, &format!("signals: {error}")),
     };
+    for note in notes {
+        warn!("{note}");
+    }
     if let Err(error) = raise_open_files() {
         warn!(%error, "cannot raise the limit of open files");
     }
     info!(version = VERSION, config = %config.display(), "starting");
+    notifier.status("starting: reading configuration and certificates");
 
     let metrics = Arc::new(Metrics::new(VERSION));
     let cluster = Store::new(kubernetes::own_namespace());
@@ -101,9 +122,9 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             return ExitCode::SUCCESS;
         }
         never = &mut following => match never {},
-        started = Control::start(setup, reloads) => match started {
+        started = Control::start(setup, reloads, sockets) => match started {
             Ok(control) => control,
-            Err(refused) => return refuse_to_start(&refused, format),
+            Err(refused) => return refuse_to_start(&refused, format, &notifier),
         },
     };
     let not_ready = control.not_ready();
@@ -112,6 +133,9 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             error!(service, reason = %why.reason, detail = why.detail, hint = why.hint,
                 "cannot serve, and --strict was given");
         }
+        let names: Vec<&str> = not_ready.iter().map(|(name, _)| name.as_str()).collect();
+        let why = format!("cannot serve, and --strict was given: {}", names.join(", "));
+        notifier.failed(&why, Errno::NOENT);
         return ExitCode::from(FAILED_TO_START);
     }
 
@@ -127,6 +151,13 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         Arc::clone(&provider),
         control.status(),
     );
+    let telling = systemd::announce(
+        notifier,
+        watchdog,
+        control.status(),
+        Arc::clone(&metrics),
+        shutdown.clone(),
+    );
     let control = async {
         tokio::select! {
             stopped = control.run(requests) => stopped,
@@ -135,9 +166,16 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
             never = announcing => match never {},
         }
     };
-    let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);
-    let drained = drain(&shutdown, hurry, &mut stop).await;
-    stopped.finish().await;
+    let to_the_end = async {
+        let (stopped, hurry, ()) = tokio::join!(control, leave(&shutdown, &mut stop), hangups);
+        let drained = drain(&shutdown, hurry, &mut stop).await;
+        stopped.finish().await;
+        drained
+    };
+    let drained = tokio::select! {
+        drained = to_the_end => drained,
+        never = telling => match never {},
+    };
     if shutdown.fault().is_cancelled() {
         return ExitCode::from(FAILED_TO_START);
     }
@@ -208,7 +246,15 @@ async fn drain(shutdown: &Shutdown, hurry: Option<&'static str>, stop: &mut Stop
     false
 }
 
-fn refuse_to_start(refused: &Refused, format: LogFormat) -> ExitCode {
+fn refuse_to_start(refused: &Refused, format: LogFormat, notifier: &Notifier) -> ExitCode {
+    notifier.failed(
+        &format!("cannot start: {}", systemd::why(&refused.why)),
+        match refused.why.reason {
+            Reason::BindFailed => Errno::ADDRINUSE,
+            Reason::LocalResource | Reason::Internal => Errno::AGAIN,
+            _ => Errno::INVAL,
+        },
+    );
     error!(reason = %refused.why.reason, detail = refused.why.detail, hint = refused.why.hint,
         "cannot start");
     for problem in &refused.problems {
@@ -219,6 +265,8 @@ fn refuse_to_start(refused: &Refused, format: LogFormat) -> ExitCode {
             }
             // Whoever reads this expects nothing but JSON.
             LogFormat::Json => error!(problem, "mistake"),
+            // Journald keeps lines of one entry together.
+            LogFormat::Journal => error!("{problem}"),
         }
     }
     ExitCode::from(match refused.why.reason {

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::crypto::aws_lc_rs;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::client::ClientError;
 use crate::admin::{Client, ReloadOutcome};
 use crate::app::{self, BAD_CONFIGURATION, FAILED_TO_START, RunOptions};
 use crate::cluster::Store;
@@ -20,8 +22,12 @@ use crate::config::{Config, Listen, ServiceName};
 use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
 use crate::rbac::{Needs, Roles};
+use crate::systemd::Given;
 use crate::telemetry::LogFormat;
 use crate::{check, clock, convert, kubernetes, manual, probe, status};
+
+/// How long a process may take to answer at an admin endpoint that its file newly names.
+const TAKES_THE_ENDPOINT: Duration = Duration::from_secs(20);
 
 /// Plain TCP in, verified mutual TLS out: each service with its own client certificate, renewed
 /// while it runs.
@@ -41,7 +47,8 @@ enum Command {
         /// Fail at start (exit code 1) if a service cannot serve, instead of waiting for its files.
         #[arg(long)]
         strict: bool,
-        /// How log lines are written. Default: text on a terminal, json elsewhere.
+        /// How the log is written. Default: entries of the journal where standard error is the
+        /// journal, text on a terminal, json elsewhere.
         #[arg(long, value_enum)]
         log_format: Option<Format>,
     },
@@ -76,7 +83,14 @@ enum Command {
     /// Ask the running process to read configuration and certificates again, and wait for the end.
     ///
     /// Exit code 0: everything in the files is in use; 1: something was refused.
-    Reload(Ask),
+    Reload {
+        #[command(flatten)]
+        ask: Ask,
+        /// The process, for when its admin endpoint cannot be asked (admin.listen is "off", or is
+        /// another one than the process has): it gets SIGHUP then. For ExecReload= of a unit.
+        #[arg(long, value_name = "PID")]
+        pid: Option<i32>,
+    },
     /// Show what the running process does.
     Status(Ask),
     /// Ask the running process to end, as SIGTERM does, and tell what that means.
@@ -189,6 +203,7 @@ const OF_THE_SERVICE: &str = "/run/credentials/tlsward.service";
 enum Format {
     Text,
     Json,
+    Journal,
 }
 
 /// Runs the program with the process's arguments and environment.
@@ -203,6 +218,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(BAD_CONFIGURATION));
         }
     };
+    // Before anything is opened: what was passed is told from what is ours by its number.
+    let given = match &arguments.command {
+        Command::Run { .. } => Given::take(&environment()),
+        _ => Ok(Given::default()),
+    };
+    let given = match given {
+        Ok(given) => given,
+        Err(why) => return complain(FAILED_TO_START, &format!("what systemd has passed: {why}")),
+    };
     // One thread for whatever is no traffic; `run` starts others for that.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -213,13 +237,13 @@ pub fn main() -> ExitCode {
             return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}"));
         }
     };
-    let code = runtime.block_on(carry_out(arguments.command));
+    let code = runtime.block_on(carry_out(arguments.command, given));
     // A look-up that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn carry_out(command: Command) -> ExitCode {
+async fn carry_out(command: Command, given: Given) -> ExitCode {
     match command {
         Command::Run {
             file,
@@ -229,12 +253,14 @@ async fn carry_out(command: Command) -> ExitCode {
             let log_format = log_format.map(|format| match format {
                 Format::Text => LogFormat::Text,
                 Format::Json => LogFormat::Json,
+                Format::Journal => LogFormat::Journal,
             });
             let options = RunOptions {
                 config: file.path(),
                 strict,
                 log_format,
                 environment: environment(),
+                given,
             };
             // In a box: it is large, and the other commands would carry it with them.
             Box::pin(app::run(options)).await
@@ -256,7 +282,7 @@ async fn carry_out(command: Command) -> ExitCode {
             Ok(state) => probe(&state, service.as_deref(), json).await,
             Err(refused) => refuse(&refused, json),
         },
-        Command::Reload(ask) => reload(ask).await,
+        Command::Reload { ask, pid } => reload(ask, pid).await,
         Command::Status(ask) => show_status(ask).await,
         Command::Stop { ask, wait } => stop(ask, wait).await,
         Command::Rbac {
@@ -445,13 +471,26 @@ async fn probe(state: &State, service: Option<&str>, json: bool) -> ExitCode {
     print(json, &reports, text, if good { 0 } else { FAILED_TO_START })
 }
 
-async fn reload(ask: Ask) -> ExitCode {
+async fn reload(ask: Ask, pid: Option<i32>) -> ExitCode {
     let json = ask.json;
-    let client = match ask.client() {
-        Ok(client) => client,
-        Err(code) => return code,
+    let client = match (ask.endpoint(), pid) {
+        (Ok(Some(client)), _) => client,
+        (Ok(None), Some(pid)) => return hang_up(pid),
+        (Ok(None), None) => return complain(BAD_CONFIGURATION, &ask.is_off()),
+        (Err(code), _) => return code,
     };
-    match client.reload().await {
+    let outcome = match (client.reload().await, pid) {
+        // The file may name another endpoint than the process has, until it has read the file.
+        (Err(ClientError::NobodyAnswers { .. }), Some(pid)) => {
+            let code = hang_up(pid);
+            if code != ExitCode::SUCCESS {
+                return code;
+            }
+            client.reload_when_there(TAKES_THE_ENDPOINT).await
+        }
+        (outcome, _) => outcome,
+    };
+    match outcome {
         Ok(outcome) => {
             let code = if ReloadOutcome::is_good(&outcome) {
                 0
@@ -461,6 +500,25 @@ async fn reload(ask: Ask) -> ExitCode {
             print(json, &outcome, || format!("{outcome}\n"), code)
         }
         Err(error) => complain(FAILED_TO_START, &error.to_string()),
+    }
+}
+
+/// SIGHUP to a process that cannot be asked.
+fn hang_up(pid: i32) -> ExitCode {
+    let Some(process) = Pid::from_raw(pid).filter(|_| pid > 0) else {
+        return complain(BAD_CONFIGURATION, &format!("--pid: {pid} is no process"));
+    };
+    match kill_process(process, Signal::HUP) {
+        Ok(()) => {
+            tell(&format!(
+                "tlsward: no admin endpoint to ask, so process {pid} was sent SIGHUP; whether it took the configuration stands in its log, and in systemctl status\n"
+            ));
+            ExitCode::SUCCESS
+        }
+        Err(error) => complain(
+            FAILED_TO_START,
+            &format!("SIGHUP to process {pid}: {error}"),
+        ),
     }
 }
 
@@ -514,11 +572,24 @@ impl ConfigFile {
 impl Ask {
     /// The client for the endpoint that the user, or else the configuration, names.
     fn client(&self) -> Result<Client, ExitCode> {
+        match self.endpoint()? {
+            Some(client) => Ok(client),
+            None => Err(complain(BAD_CONFIGURATION, &self.is_off())),
+        }
+    }
+
+    fn is_off(&self) -> String {
+        let file = self.file.path();
+        format!("{} says admin.listen = \"off\"", file.display())
+    }
+
+    /// As [`Self::client`]; `None` where there is no endpoint.
+    fn endpoint(&self) -> Result<Option<Client>, ExitCode> {
         let refuse = |why: String| complain(BAD_CONFIGURATION, &why);
         if let Some(address) = &self.admin {
             let listen =
                 Listen::of_argument(address).map_err(|why| refuse(format!("--admin: {why}")))?;
-            return Ok(Client::new(listen, "--admin"));
+            return Ok(Some(Client::new(listen, "--admin")));
         }
         let path = self.file.path();
         #[expect(
@@ -531,13 +602,7 @@ impl Ask {
         // asked of it.
         let listen = Config::admin_listen(&text, &path, &environment())
             .map_err(|why| refuse(format!("{}: {why}; or name --admin", path.display())))?;
-        match listen {
-            Some(listen) => Ok(Client::new(listen, path.display().to_string())),
-            None => Err(refuse(format!(
-                "{} says admin.listen = \"off\"",
-                path.display()
-            ))),
-        }
+        Ok(listen.map(|listen| Client::new(listen, path.display().to_string())))
     }
 }
 

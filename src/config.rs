@@ -234,7 +234,7 @@ impl Listen {
     /// In words.
     pub(crate) fn of_argument(text: &str) -> Result<Self, String> {
         let here = std::path::absolute(".").unwrap_or_default();
-        Self::parse(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
+        Self::parse_address(text, &here).map_err(|wrong| format!("{}; {}", wrong.reason, wrong.fix))
     }
 }
 
@@ -312,6 +312,9 @@ pub struct Service {
     pub unclean_close: UncleanClose,
     /// Who may connect to the listener.
     pub allow_callers: Callers,
+    /// That other machines may reach the listener is meant. Default no. Held against the addresses
+    /// of systemd's sockets when they are taken; others were held against it before.
+    pub allow_remote_callers: bool,
 }
 
 impl Service {
@@ -388,6 +391,15 @@ pub enum Callers {
         /// User ids.
         uids: Vec<u32>,
         /// Primary group ids.
+        gids: Vec<u32>,
+    },
+    /// On sockets of systemd, which may be of both kinds: each as above.
+    Either {
+        /// For TCP callers.
+        networks: Vec<IpNet>,
+        /// For callers on a unix socket.
+        uids: Vec<u32>,
+        /// For the same.
         gids: Vec<u32>,
     },
 }

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use crate::admin::{
     Change, CredentialRefusal, CredentialReload, ReloadOutcome, ReloadRefusal, ReloadReport,
-    ReloadRequest, ServiceChanges,
+    ReloadRequest, Reloads, ServiceChanges,
 };
 use crate::clock;
 use crate::cluster::{Store, Wanted};
@@ -31,6 +31,7 @@ use crate::source::{
     self, Batch, Batches, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
 };
 use crate::status::{ConfigStatus, ProcessState, ServiceState, ServiceStatus, Status};
+use crate::systemd::Sockets;
 use crate::telemetry;
 use crate::workers::Workers;
 
@@ -132,7 +133,8 @@ impl Control {
     /// credentials are no error: [`Self::not_ready`] tells of them.
     pub(crate) async fn start(
         setup: Setup,
-        reloads: mpsc::Sender<ReloadRequest>,
+        reloads: Reloads,
+        sockets: Sockets,
     ) -> Result<Self, Refused> {
         let now = clock::unix_seconds();
         let metrics = Arc::clone(&setup.metrics);
@@ -163,7 +165,7 @@ impl Control {
             WatchOptions::default(),
             Arc::clone(&setup.cluster),
         );
-        let listeners = Listeners::new(setup.shutdown.clone());
+        let listeners = Listeners::new(setup.shutdown.clone(), sockets);
         let mut control = Self {
             state: State::new(Config::empty(), provider, metrics),
             setup,
@@ -319,6 +321,7 @@ impl Control {
         let outcome = self.outcome(result, &judged);
         let answered = |(ticket, _): &mut (Ticket, ReloadRequest)| answers.contains(ticket);
         for (_, request) in self.requests.extract_if(.., answered) {
+            drop(request.announced);
             // Whoever asked may have gone.
             let _ = request.reply.send(outcome.clone());
         }
@@ -506,6 +509,7 @@ impl Control {
         let file = SourceKey::Config(self.setup.path.clone());
         let services = report::services(&report::Facts {
             state: &self.state,
+            listeners: &self.listeners,
             unbound: &unbound,
             health: &health,
             cluster: &self.setup.cluster,

@@ -48,6 +48,7 @@ mod shutdown;
 mod signal;
 mod source;
 mod status;
+mod systemd;
 mod table;
 mod telemetry;
 mod tls;

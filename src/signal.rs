@@ -3,12 +3,16 @@
 
 use std::io;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
 use tracing::info;
 
-use crate::admin::{ReloadOutcome, ReloadRequest};
+use crate::admin::{ReloadOutcome, Reloads};
 use crate::shutdown::Shutdown;
+
+/// More SIGHUPs than these at once are one: the kernel merges them too.
+const MOST_RELOADS: usize = 16;
 
 /// The signals that end the process.
 pub(crate) struct Stop {
@@ -58,29 +62,36 @@ impl Stop {
 /// Turns each SIGHUP into a reload until the drain begins: while the process only says that it
 /// leaves, connections are still made, with certificates that may be renewed.
 ///
+/// One that comes while another reload is under way is announced at once, and is a reload of its
+/// own: what it was sent for may have been written after the other had read it.
+///
 /// # Errors
 /// What the system reports, at once.
 pub(crate) fn reload_on_hangup(
-    reloads: mpsc::Sender<ReloadRequest>,
+    reloads: Reloads,
     shutdown: &Shutdown,
 ) -> io::Result<impl Future<Output = ()> + use<>> {
     let mut hangups = signal(SignalKind::hangup())?;
     let drain = shutdown.drain().clone();
     Ok(async move {
+        let mut under_way = FuturesUnordered::new();
         loop {
             tokio::select! {
                 () = drain.cancelled() => return,
-                hangup = hangups.recv() => if hangup.is_none() { return },
-            }
-            info!("SIGHUP: reading configuration and certificates again");
-            let (reply, answer) = oneshot::channel();
-            if reloads.send(ReloadRequest { reply }).await.is_err() {
-                return;
-            }
-            match answer.await {
-                Ok(ReloadOutcome::Applied(_)) => info!("SIGHUP: done"),
-                // Control has said why.
-                Ok(ReloadOutcome::Refused(_)) | Err(_) => {}
+                hangup = hangups.recv(), if under_way.len() < MOST_RELOADS => {
+                    if hangup.is_none() {
+                        return;
+                    }
+                    let end = reloads.ask();
+                    info!("SIGHUP: reading configuration and certificates again");
+                    under_way.push(end);
+                }
+                Some(end) = under_way.next() => match end {
+                    Some(ReloadOutcome::Applied(_)) => info!("SIGHUP: done"),
+                    // Control has said why.
+                    Some(ReloadOutcome::Refused(_)) => {}
+                    None => return,
+                },
             }
         }
     })

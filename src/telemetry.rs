@@ -1,5 +1,5 @@
 //! The log: one line per event to standard error, as text for people or as JSON for machines, with
-//! times in UTC as RFC 3339.
+//! times in UTC as RFC 3339; or one entry per event to journald, which has the time itself.
 //!
 //! Nothing that holds a private key can be logged: [`Part`](crate::material::Part) and its kin
 //! print without their bytes, and [`ConnectionRecord`] takes words and numbers only.
@@ -16,6 +16,11 @@ use tracing_subscriber::{EnvFilter, Layer as _, Registry, reload};
 
 use crate::failure::Failure;
 
+mod journal;
+
+pub(crate) use journal::is_journal;
+use journal::{Journal, Prefixed};
+
 /// How a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -24,6 +29,9 @@ pub(crate) enum LogFormat {
     /// One JSON object per line, its fields side by side with `timestamp`, `level`, `target` and
     /// `message`.
     Json,
+    /// An entry in journald's own form, its fields with the prefix `TLSWARD_`; as text to standard
+    /// error while journald takes none.
+    Journal,
 }
 
 /// Why the log could not be set up or changed.
@@ -61,13 +69,34 @@ impl Handle {
     }
 }
 
-/// Makes the process's log; `filter` is in the syntax of [`EnvFilter`]. Once per process.
+/// Makes the process's log; `filter` is in the syntax of [`EnvFilter`]. `to_journal`: whether
+/// standard error is read by journald ([`is_journal`]), so that lines may carry priorities. Once
+/// per process.
 ///
 /// # Errors
 /// The filter is not valid, or there is a log already.
-pub(crate) fn init(format: LogFormat, filter: &str) -> Result<Handle, TelemetryError> {
+pub(crate) fn init(
+    format: LogFormat,
+    filter: &str,
+    to_journal: bool,
+) -> Result<Handle, TelemetryError> {
     let colour = AutoStream::choice(&io::stderr()) != ColorChoice::Never;
-    let (subscriber, handle) = subscriber(format, colour, filter, io::stderr)?;
+    match to_journal {
+        true => start(format, colour, filter, Prefixed(io::stderr)),
+        false => start(format, colour, filter, io::stderr),
+    }
+}
+
+fn start<W>(
+    format: LogFormat,
+    colour: bool,
+    filter: &str,
+    writer: W,
+) -> Result<Handle, TelemetryError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (subscriber, handle) = subscriber(format, colour, filter, writer)?;
     subscriber
         .try_init()
         .map_err(|_| TelemetryError::AlreadySet)?;
@@ -185,10 +214,16 @@ where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    let lines = tracing_subscriber::fmt::layer();
     let lines = match format {
-        LogFormat::Text => lines.with_ansi(colour).with_target(false).boxed(),
+        LogFormat::Journal => Journal::new(writer).boxed(),
+        LogFormat::Text => lines
+            .with_writer(writer)
+            .with_ansi(colour)
+            .with_target(false)
+            .boxed(),
         LogFormat::Json => lines
+            .with_writer(writer)
             .json()
             .flatten_event(true)
             .with_current_span(false)

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 use tracing::warn;
@@ -15,6 +16,7 @@ pub(crate) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    stays: AtomicBool,
 }
 
 /// Binds at `path`; clients are refused until the socket listens. A socket that was left behind there by a program that is gone is
@@ -77,18 +79,36 @@ fn remove_stale(path: &Path, address: &SockAddr) -> Result<(), String> {
 }
 
 impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
+    /// What lies at `path`, to be removed when this is dropped.
+    ///
+    /// # Errors
+    /// Nothing is there, or it cannot be looked at.
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
         Ok(Self {
             path: path.to_owned(),
             device: metadata.dev(),
             inode: metadata.ino(),
+            stays: AtomicBool::new(false),
         })
+    }
+
+    /// Device and inode.
+    pub(crate) fn id(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    /// Whether the file stays when this is dropped, since its socket is open elsewhere.
+    pub(crate) fn stays(&self, stays: bool) {
+        self.stays.store(stays, Ordering::Relaxed);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
+        if *self.stays.get_mut() {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode));
         if ours {

@@ -171,6 +171,34 @@ impl Crew {
         (Seat(Arc::clone(worker)), Dialling(Arc::clone(worker)))
     }
 
+    /// Gives each worker something to do, and resolves when all have done it. Where it is dropped
+    /// before, [`Self::silent`] still tells who has not.
+    pub(crate) async fn pulse(&self) {
+        let asked: Vec<_> = self
+            .workers
+            .iter()
+            .map(|worker| {
+                worker.silent.store(true, Relaxed);
+                let there = Arc::clone(worker);
+                let answer = async move { there.silent.store(false, Relaxed) };
+                worker.runtime.spawn(answer)
+            })
+            .collect();
+        for answer in asked {
+            // A runtime that has ended has been reported, and ends the process.
+            let _ = answer.await;
+        }
+    }
+
+    /// The workers that have not answered the last [`Self::pulse`], by number.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = usize> {
+        let silent = self
+            .workers
+            .iter()
+            .filter(|worker| worker.silent.load(Relaxed));
+        silent.map(|worker| worker.number)
+    }
+
     /// Open connections of each worker.
     pub(crate) fn open(&self) -> impl Iterator<Item = usize> {
         self.workers
@@ -218,6 +246,8 @@ pub(crate) struct Worker {
     runtime: Handle,
     load: Load,
     everyone: Arc<Load>,
+    /// It has not answered the last pulse.
+    silent: AtomicBool,
 }
 
 impl Worker {
@@ -227,6 +257,7 @@ impl Worker {
             runtime,
             load: Load::default(),
             everyone: Arc::clone(everyone),
+            silent: AtomicBool::new(false),
         })
     }
 

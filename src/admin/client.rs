@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 use super::{QuitReport, ReloadOutcome};
 use crate::config::Listen;
@@ -132,6 +133,25 @@ impl Client {
         }
     }
 
+    /// As [`Self::reload`], of a process that may take the endpoint within `patience`.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn reload_when_there(
+        &self,
+        patience: Duration,
+    ) -> Result<ReloadOutcome, ClientError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.reload().await {
+                Err(ClientError::NobodyAnswers { .. }) if Instant::now() < until => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Asks the process to end as SIGTERM does; the answer comes when that has begun.
     ///
     /// # Errors
@@ -190,6 +210,7 @@ impl Client {
                     let stream = stream.map_err(|error| self.unreachable(error))?;
                     self.exchange(stream, "localhost", method, path).await
                 }
+                Listen::Systemd(_) => Err(self.unreachable(io::ErrorKind::Unsupported.into())),
             }
         };
         tokio::time::timeout(limit, asked)

@@ -11,9 +11,8 @@ use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
-use super::{Quit, QuitReport, ReloadOutcome, ReloadRequest, Shared, Surface};
+use super::{Quit, QuitReport, ReloadOutcome, Shared, Surface};
 use crate::failure::Explained;
 use crate::status::{self, ProcessState, Status};
 
@@ -360,13 +359,7 @@ async fn reload(shared: &Shared) -> Result<Answer, Answer> {
             "tlsward is stopping; nothing was reloaded\n",
         )
     };
-    let (reply, outcome) = oneshot::channel();
-    shared
-        .reload
-        .send(ReloadRequest { reply })
-        .await
-        .map_err(|_| stopping())?;
-    let outcome = outcome.await.map_err(|_| stopping())?;
+    let outcome = shared.reload.ask().await.ok_or_else(stopping)?;
     let code = match outcome {
         ReloadOutcome::Applied(_) => StatusCode::OK,
         ReloadOutcome::Refused(_) => StatusCode::CONFLICT,

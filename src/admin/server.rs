@@ -90,6 +90,7 @@ impl Bound {
                     file: Some(file),
                 })
             }
+            Listen::Systemd(_) => Err(refuse("an admin endpoint opens its own socket".into())),
         }
     }
 

@@ -312,7 +312,7 @@ fn listen_or_off(text: &str, base: &Path) -> value::Parsed<Option<Listen>> {
     if text == "off" {
         return Ok(None);
     }
-    Listen::parse(text, base).map(Some)
+    Listen::parse_address(text, base).map(Some)
 }
 
 impl LogTable {

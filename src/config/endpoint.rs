@@ -23,6 +23,8 @@ pub enum Listen {
         /// File mode of the socket, for example `0o660`; `None` leaves it to the umask.
         mode: Option<u32>,
     },
+    /// The sockets that systemd passes under this name.
+    Systemd(String),
 }
 
 impl Listen {
@@ -34,6 +36,7 @@ impl Listen {
                 path: path.clone(),
                 mode: None,
             },
+            Self::Systemd(name) => Self::Systemd(name.clone()),
         }
     }
 }
@@ -43,6 +46,7 @@ impl fmt::Display for Listen {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix { path, .. } => write!(f, "unix:{}", path.display()),
+            Self::Systemd(name) => write!(f, "systemd:{name}"),
         }
     }
 }
@@ -97,14 +101,25 @@ impl fmt::Display for UpstreamAddress {
 /// The longest path of a unix socket: `sun_path` of Linux has 108 bytes and ends in a zero.
 const MAX_SOCKET_PATH: usize = 107;
 
+/// The longest name that systemd gives a descriptor.
+const MAX_DESCRIPTOR_NAME: usize = 255;
+
 impl Listen {
-    /// Reads `127.0.0.1:7001`, `[::1]:7001`, `localhost:7001` or `unix:/path?mode=0660`; a
-    /// relative path counts from `base`.
+    /// Reads `127.0.0.1:7001`, `[::1]:7001`, `localhost:7001`, `unix:/path?mode=0660` or
+    /// `systemd:NAME`; a relative path counts from `base`.
     pub(super) fn parse(text: &str, base: &Path) -> Parsed<Self> {
+        match text.strip_prefix("systemd:") {
+            Some(name) => descriptor_name(name),
+            None => Self::parse_address(text, base),
+        }
+    }
+
+    /// The same for listeners that systemd does not pass.
+    pub(super) fn parse_address(text: &str, base: &Path) -> Parsed<Self> {
         if text.starts_with("systemd:") {
             return Err(Wrong::new(
-                "a listener passed by systemd is not supported by this version",
-                "write an address, for example \"127.0.0.1:7001\", or \"unix:/path\"",
+                "sockets of systemd are for services; an admin endpoint opens its own",
+                "write an address, for example \"127.0.0.1:9901\", or \"unix:/path\"",
             ));
         }
         match text.strip_prefix("unix:") {
@@ -113,11 +128,12 @@ impl Listen {
         }
     }
 
-    /// Whether only this machine can connect.
+    /// Whether only this machine can connect, as far as the text says: what systemd passes is
+    /// looked at when it is taken.
     pub(super) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix { .. } => true,
+            Self::Unix { .. } | Self::Systemd(_) => true,
         }
     }
 
@@ -127,6 +143,7 @@ impl Listen {
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix { path: one, .. }, Self::Unix { path: two, .. }) => one == two,
+            (Self::Systemd(one), Self::Systemd(two)) => one == two,
             (Self::Tcp(one), Self::Tcp(two)) => {
                 let (a, b) = (one.ip().to_canonical(), two.ip().to_canonical());
                 one.port() == two.port() && (a == b || covers(a, b) || covers(b, a))
@@ -186,6 +203,27 @@ fn tcp_address(text: &str) -> Parsed<Listen> {
         )),
         _ => Err(Wrong::new(format!("{host:?} is not an IP address"), FORM)),
     }
+}
+
+/// What systemd allows for FileDescriptorName=.
+fn descriptor_name(name: &str) -> Parsed<Listen> {
+    const FIX: &str = "write the FileDescriptorName= of the .socket unit: \"systemd:billing\"";
+    if name.is_empty() {
+        return Err(Wrong::new("the name is empty", FIX));
+    }
+    if name.len() > MAX_DESCRIPTOR_NAME {
+        let reason = format!(
+            "the name has {} bytes; systemd allows {MAX_DESCRIPTOR_NAME}",
+            name.len()
+        );
+        return Err(Wrong::new(reason, FIX));
+    }
+    let allowed = |byte: u8| (byte.is_ascii_graphic() || byte == b' ') && byte != b':';
+    if !name.bytes().all(allowed) {
+        let reason = format!("{name:?} is not a name that systemd can give to a socket");
+        return Err(Wrong::new(reason, FIX));
+    }
+    Ok(Listen::Systemd(name.to_owned()))
 }
 
 fn unix_socket(text: &str, base: &Path) -> Parsed<Listen> {
@@ -382,7 +420,9 @@ mod tests {
             ("127.0.0.1:+80", "\"+80\" is not a port"),
             ("300.0.0.1:80", "not an IP address"),
             ("", "\"\" is not a listener"),
-            ("systemd:billing", "not supported by this version"),
+            ("systemd:", "the name is empty"),
+            ("systemd:a:b", "not a name that systemd can give"),
+            ("systemd:b\u{fc}ro", "not a name that systemd can give"),
             ("unix:", "empty path"),
             ("unix:@billing", "abstract"),
             ("unix:/a?mod=0660", "not an option"),
@@ -393,6 +433,27 @@ mod tests {
             let error = listen(text).unwrap_err();
             assert!(error.contains(message), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_name_of_systemd_is_as_systemd_allows_it_and_for_services_only() {
+        for name in ["billing", "tlsward-billing.socket", "two words"] {
+            let text = format!("systemd:{name}");
+            assert_eq!(listen(&text), Ok(Listen::Systemd(name.to_owned())));
+        }
+        let longest = format!("systemd:{}", "x".repeat(MAX_DESCRIPTOR_NAME));
+        assert!(listen(&longest).is_ok());
+        assert!(
+            listen(&format!("{longest}x"))
+                .unwrap_err()
+                .contains("256 bytes")
+        );
+        let wrong = Listen::parse_address("systemd:billing", Path::new("/")).unwrap_err();
+        assert!(
+            wrong.reason.contains("are for services"),
+            "{}",
+            wrong.reason
+        );
     }
 
     #[test]
@@ -422,6 +483,9 @@ mod tests {
             ("unix:/a", "unix:/a?mode=600", true),
             ("unix:/a", "unix:/b", false),
             ("unix:/a", "127.0.0.1:1", false),
+            ("systemd:a", "systemd:a", true),
+            ("systemd:a", "systemd:b", false),
+            ("systemd:a", "127.0.0.1:1", false),
         ] {
             let (a, b) = (listen(one).unwrap(), listen(two).unwrap());
             assert_eq!(

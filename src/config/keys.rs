@@ -182,9 +182,12 @@ const LOG: &[Key] = &[
 const SERVICE: &[Key] = &[
     Key {
         name: "listen",
-        kind: Kind::Text("an address with a port, or a unix socket", "127.0.0.1:7001"),
+        kind: Kind::Text(
+            "an address with a port, a unix socket, or a name of systemd's",
+            "127.0.0.1:7001",
+        ),
         default: Default::Required,
-        doc: "Where callers connect: \"127.0.0.1:7001\", \"[::1]:7001\", \"localhost:7001\" or \"unix:/path?mode=0660\".",
+        doc: "Where callers connect: \"127.0.0.1:7001\", \"[::1]:7001\", \"localhost:7001\", \"unix:/path?mode=0660\", or \"systemd:NAME\" for sockets that systemd opens.",
         elsewhere: &[("stunnel", "accept"), ("HAProxy", "bind")],
     },
     Key {

@@ -80,6 +80,7 @@ impl Taken {
 enum Group {
     Port(u16),
     Path(PathBuf),
+    Name(String),
 }
 
 impl Group {
@@ -87,6 +88,7 @@ impl Group {
         match listen {
             Listen::Tcp(address) => Self::Port(address.port()),
             Listen::Unix { path, .. } => Self::Path(path.clone()),
+            Listen::Systemd(name) => Self::Name(name.clone()),
         }
     }
 }

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{Bound, ReloadRequest, Shared, Surface};
+use crate::admin::{Bound, Reloads, Shared, Surface};
 use crate::config::{Admin, Listen};
 use crate::failure::Explained;
 use crate::metrics::Metrics;
@@ -46,7 +46,7 @@ impl Endpoints {
     pub(super) fn new(
         status: watch::Receiver<Arc<Status>>,
         metrics: Arc<Metrics>,
-        reload: mpsc::Sender<ReloadRequest>,
+        reload: Reloads,
         shutdown: Shutdown,
     ) -> Self {
         let shared = Arc::new(Shared {

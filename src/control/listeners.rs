@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::config::Listen;
+use crate::config::{Listen, Service};
 use crate::failure::{Explained, Reason};
 use crate::proxy::listener::Bound;
 use crate::proxy::resolve::Resolver;
 use crate::route::Route;
 use crate::shutdown::Shutdown;
+use crate::systemd::Sockets;
 use crate::workers::Workers;
 
 /// How soon a listener whose address turned out to be taken is tried again.
@@ -32,13 +33,14 @@ pub(super) struct Listeners {
     shutdown: Shutdown,
     /// `None` until the first configuration says how many.
     workers: Option<Workers>,
+    sockets: Sockets,
 }
 
 enum Listener {
     /// Waits for its first route.
     Bound(Box<Bound>),
     /// Has a route, and could not listen.
-    Failed(Box<Bound>, Arc<Route>, Explained),
+    Failed(Box<Bound>, Option<Arc<Route>>, Explained),
     Serving {
         routes: watch::Sender<Option<Arc<Route>>>,
         stop: CancellationToken,
@@ -48,13 +50,78 @@ enum Listener {
 }
 
 impl Listeners {
-    pub(super) fn new(shutdown: Shutdown) -> Self {
+    pub(super) fn new(shutdown: Shutdown, sockets: Sockets) -> Self {
         Self {
             by_address: BTreeMap::new(),
             tried_again: Instant::now(),
             resolver: Arc::new(Resolver::here()),
             shutdown,
             workers: None,
+            sockets,
+        }
+    }
+
+    /// Takes a service's address: a name of systemd's, or a listener that an earlier process left,
+    /// or a new one. Nothing is changed for what is held already.
+    ///
+    /// # Errors
+    /// [`Reason::BindFailed`] with address, cause and fix.
+    pub(super) fn take(&mut self, service: &Service) -> Result<Bound, Explained> {
+        let listen = &service.listen;
+        if let Listen::Systemd(name) = listen {
+            let sockets = self.sockets.of_unit(name, service)?;
+            return Bound::handed(listen, sockets, None);
+        }
+        if let Some((socket, file)) = self.sockets.take_kept(&listen.without_mode()) {
+            return Bound::handed(listen, [socket], file);
+        }
+        Bound::bind(listen).map_err(|mut why| {
+            if let Some(name) = self.sockets.holder(listen) {
+                let fix = format!(
+                    "; systemd holds it for this process: write listen = \"systemd:{name}\""
+                );
+                why.detail.push_str(&fix);
+            }
+            why
+        })
+    }
+
+    /// Whether a service may have the sockets of systemd that it names.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(super) fn check(&self, service: &Service) -> Result<(), Explained> {
+        self.sockets.check(service)
+    }
+
+    /// What a listener is called in status: a name of systemd's with what it stands for.
+    pub(super) fn words(&self, listen: &Listen) -> String {
+        let addresses = match listen {
+            Listen::Systemd(name) => self.sockets.addresses(name),
+            Listen::Tcp(_) | Listen::Unix { .. } => None,
+        };
+        match addresses {
+            Some(addresses) => format!("{listen} ({addresses})"),
+            None => listen.to_string(),
+        }
+    }
+
+    /// When a configuration has come into force and every route that there is was handed out: opens
+    /// what has none, and gives up what nobody names.
+    pub(super) fn settle<'c>(&mut self, services: impl Iterator<Item = &'c Service>) {
+        self.sockets.give_up_the_rest();
+        self.sockets.tell_unused(services);
+        // A socket that listens already has callers that wait; without a route they are reset, as
+        // they would be refused elsewhere.
+        for listen in self.held() {
+            match self.by_address.remove(&listen) {
+                Some(Listener::Bound(bound)) if bound.listens() => {
+                    let listener = self.begin(*bound, None);
+                    self.by_address.insert(listen, listener);
+                }
+                Some(other) => drop(self.by_address.insert(listen, other)),
+                None => {}
+            }
         }
     }
 
@@ -87,7 +154,11 @@ impl Listeners {
 
     /// Gives an address up: whoever the kernel has let in is still served.
     pub(super) async fn close(&mut self, listen: &Listen) {
-        if let Some(Listener::Serving { stop, tasks, .. }) = self.by_address.remove(listen) {
+        let listener = self.by_address.remove(listen);
+        if !self.shutdown.drain().is_cancelled() {
+            self.sockets.give_up(listen).await;
+        }
+        if let Some(Listener::Serving { stop, tasks, .. }) = listener {
             stop.cancel();
             for task in tasks {
                 // Short: it takes whoever waits, and closes. A panic has been reported.
@@ -122,7 +193,9 @@ impl Listeners {
                     tasks,
                 }
             }
-            Listener::Bound(bound) | Listener::Failed(bound, _, _) => self.begin(*bound, route),
+            Listener::Bound(bound) | Listener::Failed(bound, _, _) => {
+                self.begin(*bound, Some(route))
+            }
         };
         self.by_address.insert(listen, listener);
     }
@@ -134,15 +207,20 @@ impl Listeners {
         }
     }
 
-    fn begin(&self, bound: Bound, route: Arc<Route>) -> Listener {
-        let service = route.service.clone();
+    fn begin(&mut self, bound: Bound, route: Option<Arc<Route>>) -> Listener {
         let Some(workers) = &self.workers else {
             let why = Explained::new(Reason::Internal, "no workers were started");
             return Listener::Failed(Box::new(bound), route, why);
         };
         match bound.listen() {
-            Ok(listening) => {
-                let (routes, receiver) = watch::channel(Some(route));
+            Ok(mut listening) => {
+                let listen = listening.address().without_mode();
+                if let Some((socket, file)) = listening.own()
+                    && self.sockets.keep(&listen, socket, file)
+                {
+                    listening.is_kept();
+                }
+                let (routes, receiver) = watch::channel(route);
                 // The process's drain is the end of each listener too.
                 let stop = self.shutdown.drain().child_token();
                 let tasks = listening.serve(
@@ -160,7 +238,8 @@ impl Listeners {
             }
             Err(failed) => {
                 let (bound, why) = *failed;
-                error!(%service, reason = %why.reason, detail = why.detail, hint = why.hint,
+                let service = route.as_ref().map(|route| route.service.as_str());
+                error!(service, reason = %why.reason, detail = why.detail, hint = why.hint,
                     "cannot listen; trying again");
                 Listener::Failed(Box::new(bound), route, why)
             }

@@ -255,7 +255,7 @@ impl Control {
 
     /// Takes every new address; on any failure gives all of them back. A discovered Service whose
     /// listener is not to be had is taken out of `config`: it concerns nobody else.
-    fn prepare(&self, plan: &Plan, config: &mut Config) -> Result<Prepared, Refused> {
+    fn prepare(&mut self, plan: &Plan, config: &mut Config) -> Result<Prepared, Refused> {
         let mut failures = Vec::new();
         let mut listeners = Vec::new();
         let mut no_listener = BTreeMap::new();
@@ -264,21 +264,20 @@ impl Control {
                 .services
                 .values()
                 .find(|service| address(service) == *listen);
-            // The listener's own key, with what the plan leaves out (a unix socket's mode).
-            let listen = service.map_or(listen, |service| &service.listen);
-            let why = match Bound::bind(listen) {
+            // With what the plan leaves out (a unix socket's mode).
+            let Some(service) = service else { continue };
+            let listen = &service.listen;
+            let why = match self.listeners.take(service) {
                 Ok(bound) => {
                     listeners.push(bound);
                     continue;
                 }
                 Err(why) => why,
             };
-            let name = service.map(|service| service.name.clone());
-            let discovered = name
-                .clone()
-                .filter(|name| config.is_discovered(name))
-                .and_then(|name| Some((config.backends.get(&name)?.clone(), name)));
-            if let Some((object, name)) = discovered {
+            let name = service.name.clone();
+            let object = config.backends.get(&name);
+            let discovered = object.filter(|_| config.is_discovered(&name)).cloned();
+            if let Some(object) = discovered {
                 let (listen, discovered) = (Some(listen.to_string()), true);
                 no_listener.insert(
                     name,
@@ -290,13 +289,19 @@ impl Control {
                     },
                 );
             } else {
-                let name = name.map_or_else(String::new, |name| name.to_string());
                 failures.push(format!("services.{name}.listen: {}", why.detail));
             }
         }
         config
             .services
             .retain(|name, _| !no_listener.contains_key(name));
+        // What is held already was checked as another configuration asked for it.
+        let held = config.services.values();
+        for service in held.filter(|service| !plan.bind.contains(&address(service))) {
+            if let Err(why) = self.listeners.check(service) {
+                failures.push(format!("services.{}.listen: {}", service.name, why.detail));
+            }
+        }
         let endpoints = match self.endpoints.prepare(&config.admin) {
             Ok(endpoints) => Some(endpoints),
             Err(whys) => {
@@ -353,6 +358,7 @@ impl Control {
         }
         self.endpoints.commit(prepared.endpoints);
         self.publish_routes();
+        self.listeners.settle(self.state.config.services.values());
         for name in &plan.removed {
             self.setup.metrics.forget(name);
         }

@@ -6,6 +6,7 @@ use tracing::{error, info, warn};
 
 use super::cluster::{self, Hindered};
 use super::credentials::{Judged, Loaded, Verdict};
+use super::listeners::Listeners;
 use super::state::{Readiness, State};
 use crate::cluster::Store;
 use crate::config::{CaSource, IdentitySource, Listen, Service, ServiceName, TrustSource, Verify};
@@ -19,6 +20,7 @@ use crate::tls::trust::Trust;
 /// What status is made of.
 pub(super) struct Facts<'f> {
     pub(super) state: &'f State,
+    pub(super) listeners: &'f Listeners,
     /// Listeners that have no address yet and why.
     pub(super) unbound: &'f BTreeMap<Listen, Explained>,
     pub(super) health: &'f Health,
@@ -63,6 +65,7 @@ fn not_served(name: &ServiceName, hindered: &Hindered) -> ServiceStatus {
 fn one(facts: &Facts<'_>, service: &Service) -> ServiceStatus {
     let Facts {
         state,
+        listeners,
         unbound,
         health,
         ..
@@ -130,7 +133,7 @@ fn one(facts: &Facts<'_>, service: &Service) -> ServiceStatus {
     warnings.extend(cluster::troubles(facts, service));
     ServiceStatus {
         name: service.name.to_string(),
-        listen: service.listen.to_string(),
+        listen: listeners.words(&service.listen),
         upstream: service.upstream.words(),
         state: serving,
         problem,

@@ -125,7 +125,8 @@ impl Acceptor {
         }
     }
 
-    /// Accepts until the end, on its own worker; then takes whoever the kernel has let in.
+    /// Accepts until the end, on its own worker; then takes whoever the kernel has let in, unless the
+    /// next process will.
     ///
     /// # Errors
     /// If the runtime cannot watch the socket.
@@ -133,6 +134,9 @@ impl Acceptor {
         let watch = ReadWatch::new(Arc::clone(&listener))?;
         self.accept_until_the_end::<K>(&watch).await?;
         drop(watch);
+        if self.desk.outlives && self.desk.shutdown.drain().is_cancelled() {
+            return Ok(());
+        }
         // Closing the socket would reset callers that the kernel has let in already. No more than
         // the backlog can be there, and none can be waited for. Where they would be the end of all
         // connections, for want of memory, they are reset.
@@ -284,6 +288,8 @@ pub(super) struct Desk {
     slots: Arc<Slots>,
     /// What accepted sockets inherit from the listener.
     keepalive: Option<Duration>,
+    /// The listener is there for the next process too.
+    outlives: bool,
     /// One of the acceptors pauses after a failure, and has said so.
     pausing: AtomicBool,
 }
@@ -295,6 +301,7 @@ impl Desk {
         crew: Arc<Crew>,
         shutdown: Shutdown,
         keepalive: Option<Duration>,
+        outlives: bool,
     ) -> Self {
         Self {
             routes,
@@ -303,6 +310,7 @@ impl Desk {
             shutdown,
             slots: Arc::default(),
             keepalive,
+            outlives,
             pausing: AtomicBool::new(false),
         }
     }
@@ -443,13 +451,17 @@ fn is_of_one_caller(error: &io::Error) -> bool {
 fn admits(callers: &Callers, address: &CallerAddress) -> bool {
     match (callers, address) {
         (Callers::Anyone, _) => true,
-        (Callers::Networks(networks), CallerAddress::Tcp(address)) => {
+        (
+            Callers::Networks(networks) | Callers::Either { networks, .. },
+            CallerAddress::Tcp(address),
+        ) => {
             let ip = address.ip().to_canonical();
             networks.iter().any(|network| network.contains(&ip))
         }
-        (Callers::Peers { uids, gids }, CallerAddress::Unix { uid, gid, .. }) => {
-            uids.contains(uid) || gids.contains(gid)
-        }
+        (
+            Callers::Peers { uids, gids } | Callers::Either { uids, gids, .. },
+            CallerAddress::Unix { uid, gid, .. },
+        ) => uids.contains(uid) || gids.contains(gid),
         // The configuration gives each kind of listener its kind of list.
         (Callers::Networks(_), CallerAddress::Unix { .. })
         | (Callers::Peers { .. }, CallerAddress::Tcp(_)) => false,

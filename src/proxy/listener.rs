@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use socket2::{Domain, Socket, Type};
@@ -26,12 +26,31 @@ use crate::shutdown::Shutdown;
 use crate::unix_socket::{self, SocketFile};
 use crate::workers::Crew;
 
-/// A listener that has its address; callers are refused.
+/// A listener that has its address. Callers are refused, except where it listens already: then they
+/// wait.
 #[derive(Debug)]
 pub(crate) struct Bound {
     listen: Listen,
+    /// One, except where systemd passes several under one name.
+    sockets: Vec<Place>,
+    origin: Origin,
+}
+
+#[derive(Debug)]
+struct Place {
     socket: Socket,
     file: Option<SocketFile>,
+}
+
+/// Who opened a listener's sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// This process.
+    Here,
+    /// This process, and systemd keeps it for the next.
+    Kept,
+    /// An earlier process, or systemd: it listens already, and goes on when this process has ended.
+    Handed,
 }
 
 impl Bound {
@@ -46,21 +65,66 @@ impl Bound {
         match listen {
             Listen::Tcp(address) => {
                 let socket = tcp(*address).map_err(|error| failed(error.to_string()))?;
-                Ok(Self {
-                    listen: listen.clone(),
-                    socket,
-                    file: None,
-                })
+                Ok(Self::of(listen, socket, None))
             }
             Listen::Unix { path, mode } => {
                 let (socket, file) = unix_socket::bind(path, *mode).map_err(failed)?;
-                Ok(Self {
-                    listen: listen.clone(),
-                    socket,
-                    file: Some(file),
-                })
+                Ok(Self::of(listen, socket, Some(file)))
             }
+            Listen::Systemd(_) => Err(failed("its sockets are opened by systemd".to_owned())),
         }
+    }
+
+    fn of(listen: &Listen, socket: Socket, file: Option<SocketFile>) -> Self {
+        Self {
+            listen: listen.clone(),
+            sockets: vec![Place { socket, file }],
+            origin: Origin::Here,
+        }
+    }
+
+    /// A listener that outlives this process: opened by systemd, or by an earlier process. `file` is
+    /// the path's where this process is to remove it.
+    ///
+    /// # Errors
+    /// [`Reason::BindFailed`]: it cannot be made fit for use.
+    pub(crate) fn handed(
+        listen: &Listen,
+        sockets: impl IntoIterator<Item = OwnedFd>,
+        mut file: Option<SocketFile>,
+    ) -> Result<Self, Explained> {
+        let prepare = |socket: OwnedFd| {
+            let socket = Socket::from(socket);
+            socket.set_nonblocking(true)?;
+            if !is_unix(&socket) {
+                // Accepted sockets inherit it.
+                socket.set_tcp_nodelay(true)?;
+            }
+            let file = file.take().inspect(|file| file.stays(true));
+            Ok(Place { socket, file })
+        };
+        let sockets: io::Result<Vec<Place>> = sockets.into_iter().map(prepare).collect();
+        let sockets = sockets.map_err(|error| {
+            let why = format!("cannot use {listen}: {error}");
+            Explained::new(Reason::BindFailed, why)
+        })?;
+        if let Listen::Unix {
+            path,
+            mode: Some(mode),
+        } = listen
+        {
+            unix_socket::set_mode(path, *mode);
+        }
+        Ok(Self {
+            listen: listen.clone(),
+            sockets,
+            origin: Origin::Handed,
+        })
+    }
+
+    /// Whether callers wait in it already.
+    pub(crate) fn listens(&self) -> bool {
+        self.origin == Origin::Handed
     }
 
     pub(crate) fn address(&self) -> &Listen {
@@ -73,7 +137,11 @@ impl Bound {
     /// The listener as it was, with [`Reason::BindFailed`]: Linux lets two sockets bind the same
     /// address until one of them listens.
     pub(crate) fn listen(self) -> Result<Listening, Box<(Self, Explained)>> {
-        match self.socket.listen(BACKLOG) {
+        if self.listens() {
+            return Ok(Listening(self));
+        }
+        let mut sockets = self.sockets.iter();
+        match sockets.try_for_each(|place| place.socket.listen(BACKLOG)) {
             Ok(()) => Ok(Listening(self)),
             Err(error) => {
                 let why = format!("cannot listen on {}: {error}", self.listen);
@@ -81,6 +149,10 @@ impl Bound {
             }
         }
     }
+}
+
+fn is_unix(socket: &Socket) -> bool {
+    socket.domain().is_ok_and(|domain| domain == Domain::UNIX)
 }
 
 fn tcp(address: SocketAddr) -> io::Result<Socket> {
@@ -103,10 +175,35 @@ fn tcp(address: SocketAddr) -> io::Result<Socket> {
 pub(crate) struct Listening(Bound);
 
 impl Listening {
+    pub(crate) fn address(&self) -> &Listen {
+        &self.0.listen
+    }
+
+    /// The socket that this process opened, with its file's device and inode, for somebody to keep.
+    pub(crate) fn own(&self) -> Option<(BorrowedFd<'_>, Option<(u64, u64)>)> {
+        match (self.0.origin, self.0.sockets.first()) {
+            (Origin::Here, Some(Place { socket, file })) => {
+                Some((socket.as_fd(), file.as_ref().map(SocketFile::id)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Somebody keeps the socket open beyond the end of this process.
+    pub(crate) fn is_kept(&mut self) {
+        self.0.origin = Origin::Kept;
+        for file in self.0.sockets.iter().filter_map(|it| it.file.as_ref()) {
+            file.stays(true);
+        }
+    }
+
     /// Accepts callers and serves each with the route that is current then, until `stop`; then
     /// takes those that the kernel had already let in, and closes: the tasks that are returned
     /// end. Connections go on after that as tasks of `shutdown`. While there is no route, callers
     /// are reset.
+    ///
+    /// Where the sockets outlive the process and it is the process that ends, whoever the kernel
+    /// has let in waits for the next one.
     ///
     /// The one socket is watched by several workers of `crew`, and none of them loses what it
     /// holds when another ends: it closes with the last.
@@ -120,32 +217,36 @@ impl Listening {
     ) -> Vec<JoinHandle<()>> {
         let Self(Bound {
             listen,
-            socket,
-            file,
+            sockets,
+            origin,
         }) = self;
         let keepalive = routes.borrow().as_ref().and_then(|route| route.keepalive);
-        let is_unix = file.is_some();
-        // Accepted sockets inherit it too.
-        if let Some(idle) = keepalive
-            && !is_unix
-            && let Err(error) = socket.set_tcp_keepalive(&keepalive_after(idle))
-        {
-            warn!(%listen, %error, "cannot set keep-alive probes");
-        }
-        let socket = Arc::new(OwnedFd::from(socket));
-        let file = Arc::new(file);
+        let outlives = origin != Origin::Here;
         let desk = Arc::new(Desk::new(
             routes.clone(),
             resolver,
             Arc::clone(crew),
             shutdown.clone(),
             keepalive,
+            outlives,
         ));
-        crew.acceptors()
-            .map(|worker| {
+        let mut tasks = Vec::new();
+        for Place { socket, file } in sockets {
+            let is_unix = is_unix(&socket);
+            // Accepted sockets inherit it too.
+            if let Some(idle) = keepalive
+                && !is_unix
+                && let Err(error) = socket.set_tcp_keepalive(&keepalive_after(idle))
+            {
+                warn!(%listen, %error, "cannot set keep-alive probes");
+            }
+            let socket = Arc::new(OwnedFd::from(socket));
+            let file = Arc::new(file);
+            tasks.extend(crew.acceptors().map(|worker| {
                 let (socket, file) = (Arc::clone(&socket), Arc::clone(&file));
                 let acceptor = Acceptor::new(worker, &desk, routes.clone(), stop.clone());
                 let listen = listen.clone();
+                let drain = shutdown.drain().clone();
                 let accepting = async move {
                     let ended = if is_unix {
                         acceptor.run::<UnixStream>(socket).await
@@ -155,13 +256,20 @@ impl Listening {
                     if let Err(error) = ended {
                         warn!(%listen, %error, "a worker cannot watch the listener");
                     }
+                    if outlives
+                        && !drain.is_cancelled()
+                        && let Some(file) = &*file
+                    {
+                        file.stays(false);
+                    }
                     // The socket is closed where this was the last; then goes its file.
                     drop(file);
                 };
                 let tasks = shutdown.connections();
                 tasks.spawn_on(accepting, worker.runtime())
-            })
-            .collect()
+            }));
+        }
+        tasks
     }
 }
 
@@ -188,7 +296,13 @@ mod tests {
         let Ok(v6) = any("[::]:0") else {
             return; // this machine has no IPv6
         };
-        let port = v6.socket.local_addr().unwrap().as_socket().unwrap().port();
+        let port = v6.sockets[0]
+            .socket
+            .local_addr()
+            .unwrap()
+            .as_socket()
+            .unwrap()
+            .port();
         let v6 = v6.listen().unwrap();
         let v4 = any(&format!("0.0.0.0:{port}")).unwrap();
         v4.listen().unwrap();

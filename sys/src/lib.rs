@@ -10,8 +10,10 @@ use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 pub use self::heap::give_back_free_memory;
+pub use self::inherited::take_inherited;
 
 mod heap;
+mod inherited;
 
 /// How many bytes of a socket's send queue the peer has not acknowledged yet (TCP), or not read
 /// yet (unix sockets). Linux `SIOCOUTQ`, tcp(7).

@@ -2,7 +2,8 @@
 //! a module per behaviour. Each test's name is a claim of the contract with users.
 //!
 //! Needed beside Rust, on Debian: `nginx openssl redis-server redis-tools nghttp2-server
-//! gnutls-bin golang-go default-jdk-headless iproute2 util-linux systemd`. A missing program fails the test that needs it.
+//! gnutls-bin golang-go default-jdk-headless iproute2 util-linux systemd
+//! python3 bash`. A missing program fails the test that needs it.
 //!
 //! `KUBEBUILDER_ASSETS` names the directory of a real `kube-apiserver` and `etcd`, against which
 //! what is said of Kubernetes is tested then (`support/kube/mod.rs` says more).
@@ -22,6 +23,7 @@ mod failures;
 mod half_close;
 mod handshakes;
 mod interop;
+mod journal;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;
@@ -35,4 +37,5 @@ mod resumption;
 mod rotation;
 mod sidecar;
 mod support;
+mod systemd;
 mod workers;

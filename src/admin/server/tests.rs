@@ -132,7 +132,7 @@ async fn a_stop_waits_for_the_reload_under_way() {
     let mut asking = JoinSet::new();
     let client = Client::new(Listen::Tcp(address), "admin.listen of config.toml");
     asking.spawn(async move { client.reload().await });
-    let ReloadRequest { reply } = reloads.recv().await.unwrap();
+    let ReloadRequest { reply, .. } = reloads.recv().await.unwrap();
     shutdown.cancel();
     // The listener closes at once; the connection that waits stays.
     let closed = async {

@@ -161,7 +161,7 @@ impl<'d, 'f> Layers<'d, 'f> {
         upstream: Option<Upstream>,
     ) -> Option<Service> {
         let allow_callers = self.allow_callers(listen.as_ref());
-        self.refuse_unmeant_remote_callers();
+        let allow_remote_callers = self.allow_remote_callers();
         let identity = self.identity();
         let tls = self.tls_policy(upstream.as_ref());
         let trust = self.trust(tls.verify, &identity);
@@ -218,6 +218,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             on_rotation,
             unclean_close,
             allow_callers,
+            allow_remote_callers,
         })
     }
 
@@ -347,6 +348,14 @@ impl<'d, 'f> Layers<'d, 'f> {
         let ids = uids.len() + gids.len();
         let (callers, fitting, kind, others, wanted) = match listen {
             None => return Callers::Anyone,
+            // Which kind it is turns out when the sockets are taken.
+            Some(Listen::Systemd(_)) => {
+                return Callers::Either {
+                    networks,
+                    uids,
+                    gids,
+                };
+            }
             Some(Listen::Tcp(_)) => {
                 let count = networks.len();
                 (
@@ -388,7 +397,8 @@ impl<'d, 'f> Layers<'d, 'f> {
         callers
     }
 
-    fn refuse_unmeant_remote_callers(&mut self) {
+    /// `allow_remote_callers`.
+    fn allow_remote_callers(&mut self) -> bool {
         let allowed = self.value(
             "allow_remote_callers",
             |table| &table.allow_remote_callers,
@@ -408,6 +418,7 @@ impl<'d, 'f> Layers<'d, 'f> {
             );
             self.report(at, "listen", wrong);
         }
+        allowed
     }
 
     // === TLS ===

@@ -284,6 +284,7 @@ proptest! {
             let local = match &service.listen {
                 Listen::Tcp(address) => address.ip().is_loopback(),
                 Listen::Unix { path, .. } => path.parent() == Some(Path::new("/run/s")),
+                Listen::Systemd(_) => false,
             };
             prop_assert!(local, "{}", service.listen);
         }

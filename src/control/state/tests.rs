@@ -80,7 +80,7 @@ fn listen(port: u16) -> Listen {
 fn routed(state: &State) -> Vec<(u16, String)> {
     let port = |listen: &Listen| match listen {
         Listen::Tcp(address) => address.port(),
-        Listen::Unix { .. } => panic!("no unix listener here"),
+        Listen::Unix { .. } | Listen::Systemd(_) => panic!("no such listener here"),
     };
     let entries = state.routes.iter();
     entries

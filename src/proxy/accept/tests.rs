@@ -35,6 +35,15 @@ fn callers_are_admitted_by_network_or_by_the_ids_that_the_kernel_vouches_for() {
     assert!(!admits(&peers, &unix(0, 0)));
     assert!(!admits(&peers, &tcp("127.0.0.1")));
     assert!(admits(&Callers::Anyone, &unix(5, 5)));
+    let either = Callers::Either {
+        networks: vec!["10.0.0.0/8".parse().unwrap()],
+        uids: vec![1000],
+        gids: vec![],
+    };
+    assert!(admits(&either, &tcp("10.1.2.3")));
+    assert!(!admits(&either, &tcp("11.1.2.3")));
+    assert!(admits(&either, &unix(1000, 1)));
+    assert!(!admits(&either, &unix(1, 1000)));
 }
 
 /// A session store with a bug, met as soon as a handshake begins.

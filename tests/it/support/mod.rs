@@ -13,6 +13,7 @@ pub(crate) mod pki;
 pub(crate) mod proxy;
 pub(crate) mod scene;
 pub(crate) mod servers;
+pub(crate) mod systemd;
 pub(crate) mod upstream;
 
 use std::future::Future;

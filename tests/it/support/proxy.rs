@@ -38,7 +38,7 @@ pub(crate) fn command_under(program: &[&str]) -> Command {
     command
 }
 
-fn without_settings(mut command: Command) -> Command {
+pub(crate) fn without_settings(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TLSWARD_") {
             command.env_remove(name);
