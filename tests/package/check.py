@@ -253,9 +253,9 @@ class Machine:
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
-        for each in ("upper", "work", "root"):
+        for each in ("upper", "merged"):
             (self.directory / each).mkdir()
-        self.root = self.directory / "root"
+        self.root = self.directory / "merged"
         # Held open by a process of ours; nsenter's commands join it.
         self.holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-ec", self.FURNISH, "sh", self.directory, OUT],
@@ -271,13 +271,13 @@ class Machine:
 
     FURNISH = """
         mount -t tmpfs none "$1/upper" && mkdir "$1/upper/u" "$1/upper/w"
-        mount -t overlay -o "lowerdir=/,upperdir=$1/upper/u,workdir=$1/upper/w" none "$1/root"
-        mount -t tmpfs none "$1/root/run"
-        mount -t tmpfs none "$1/root/tmp"
-        mount --rbind /dev "$1/root/dev"
-        mount -t proc none "$1/root/proc"
-        mount --bind "$2" "$1/root/mnt"
-        mount --bind "$1" "$1/root/media"
+        mount -t overlay -o "lowerdir=/,upperdir=$1/upper/u,workdir=$1/upper/w" none "$1/merged"
+        mount -t tmpfs none "$1/merged/run"
+        mount -t tmpfs none "$1/merged/tmp"
+        mount --rbind /dev "$1/merged/dev"
+        mount -t proc none "$1/merged/proc"
+        mount --bind "$2" "$1/merged/mnt"
+        mount --bind "$1" "$1/merged/media"
         echo ready
         read end
     """
