@@ -43,6 +43,16 @@ def show(vm, *properties, unit="tlsward"):
     return found[0] if len(found) == 1 else found
 
 
+def start_upstream(vm):
+    """The server behind all services of the tests, on port 8443, for as long as the guest is up."""
+    # After=: systemd forgets how a unit ended that is stopped and that no other unit speaks of.
+    vm.ok(
+        "systemd-run --quiet --unit=upstream -p After=tlsward.service"
+        " python3 /files/guest/upstream.py 8443"
+    )
+    vm.until("ss -Htln sport = :8443 | grep -q .")
+
+
 def pid(vm, unit="tlsward"):
     return int(show(vm, "MainPID", unit=unit))
 
