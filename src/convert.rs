@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 mod address;
 mod disk;
 mod draft;
+mod ghostunnel;
+mod kong_env;
+mod nginx;
 mod openssl;
 mod sources;
 mod stunnel;
@@ -23,8 +26,14 @@ pub(crate) use sources::{Mistake, Reader};
 /// Whose configuration it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Product {
-    /// stunnel.conf, services in client mode.
+    /// stunnel.conf: services in client mode.
     Stunnel,
+    /// Command lines of `ghostunnel client`: a script, a systemd unit, a Dockerfile, YAML, or flags.
+    Ghostunnel,
+    /// Environment variables of Kong: a file with KEY=VALUE lines, or a manifest.
+    KongEnv,
+    /// nginx.conf: servers of `stream` with `proxy_ssl`.
+    Nginx,
 }
 
 impl Product {
@@ -32,6 +41,9 @@ impl Product {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stunnel => "stunnel",
+            Self::Ghostunnel => "ghostunnel",
+            Self::KongEnv => "kong-env",
+            Self::Nginx => "nginx",
         }
     }
 }
@@ -54,6 +66,9 @@ pub(crate) fn convert(
         let source = sources.named(file)?;
         match product {
             Product::Stunnel => stunnel::convert(&source, &mut sources, &mut draft)?,
+            Product::Ghostunnel => ghostunnel::convert(&source, &mut sources, &mut draft)?,
+            Product::KongEnv => kong_env::convert(&source, &mut draft)?,
+            Product::Nginx => nginx::convert(&source, &mut sources, &mut draft)?,
         }
         named.push(file.display().to_string());
     }

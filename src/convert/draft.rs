@@ -158,6 +158,11 @@ impl Keys {
         self.set(name, format!("[{}]", values.join(", ")), from);
     }
 
+    pub(crate) fn drop_keys(&mut self, names: &[&str]) {
+        self.0
+            .retain(|line| !matches!(line, Line::Key { name, .. } if names.contains(name)));
+    }
+
     pub(crate) fn hint(&mut self, line: impl Into<String>) {
         self.0.push(Line::Hint(line.into()));
     }
@@ -280,7 +285,7 @@ impl Draft {
     /// reason as a note; so is one that wants the listener of an earlier one.
     ///
     /// # Errors
-    /// More services than are taken at once.
+    /// More services than are taken at once; a default that the configuration would not take.
     pub(crate) fn finish(mut self, made_by: &str) -> Result<Converted, Mistake> {
         if let Some(surplus) = self.services.get(MAX_SERVICES) {
             return Err(Mistake::new(
@@ -314,6 +319,7 @@ impl Draft {
             }
         }
         let config = self.render(made_by, &names, &taken);
+        prove(&config)?;
         let mut notes: Vec<(Option<ServiceName>, Note)> =
             self.notes.into_iter().map(|note| (None, note)).collect();
         let mut services = Vec::new();
@@ -539,6 +545,24 @@ fn listener(service: &DraftService, name: &ServiceName) -> Result<Listen, (Strin
             }))
         }
     }
+}
+
+/// Reads the whole file back. What each converter writes is good by itself; that all of it together
+/// is, is proven here, since what cannot be read must not reach anybody.
+fn prove(config: &str) -> Result<(), Mistake> {
+    let path = Path::new("/etc/tlsward/config.toml");
+    let Err(problems) = Config::parse(config, path, &BTreeMap::new()) else {
+        return Ok(());
+    };
+    let place = Place {
+        file: "the result".into(),
+        line: 0,
+    };
+    let first = problems.iter().next();
+    Err(first.map_or_else(
+        || Mistake::new(&place, "cannot be read back", "report this"),
+        |it| Mistake::new(&place, format!("{}: {}", it.key, it.reason), it.fix.clone()),
+    ))
 }
 
 /// The first port from 9902 on that no service has, where one has the admin endpoint's.

@@ -76,6 +76,20 @@ pub(super) fn max_version(
     }
 }
 
+/// Sets both ends of a range; where all of it is too old, only that is said.
+pub(super) fn versions(
+    service: &mut DraftService,
+    min: Version,
+    max: Version,
+    directive: &str,
+    place: &Place,
+) {
+    if max != Version::Old {
+        min_version(service, min, directive, place);
+    }
+    max_version(service, max, directive, place);
+}
+
 /// Sets `key_exchange` from a list with colons.
 pub(super) fn groups(service: &mut DraftService, list: &str, directive: &str, place: &Place) {
     let mut known: Vec<&str> = Vec::new();

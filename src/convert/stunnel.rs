@@ -549,10 +549,10 @@ fn version(option: &Directive, service: &mut DraftService) {
         ));
         return;
     };
-    if option.key != "sslversionmax" {
-        openssl::min_version(service, version, &option.name, &option.place);
-    }
-    if option.key != "sslversionmin" {
-        openssl::max_version(service, version, &option.name, &option.place);
+    let (name, place) = (&option.name, &option.place);
+    match &*option.key {
+        "sslversionmin" => openssl::min_version(service, version, name, place),
+        "sslversionmax" => openssl::max_version(service, version, name, place),
+        _ => openssl::versions(service, version, version, name, place),
     }
 }

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::config::{Config, Service, Verify};
 
+mod ghostunnel;
+mod kong_env;
+mod nginx;
 mod stunnel;
 
 /// Files by their absolute paths.
@@ -216,4 +219,100 @@ fn nothing_is_ever_written_that_verifies_nothing() {
     let done = converted(Product::Stunnel, text, Memory::default());
     assert_eq!(done.service().tls.verify, Verify::Full);
     assert!(!done.config.contains("verify = \"none\""));
+}
+
+/// Text out of pieces that mean something to one of the products, and of any characters.
+fn scrap() -> impl proptest::strategy::Strategy<Value = String> {
+    use proptest::prelude::*;
+    let pieces = prop::sample::select(vec![
+        "[a]\n",
+        "client = yes\n",
+        "accept = ",
+        "connect = ",
+        "127.0.0.1:1\n",
+        ":::",
+        "CAfile = /c\n",
+        "verify = 3\n",
+        "include = /i\n",
+        "stream {",
+        "server {",
+        "listen ",
+        "proxy_pass ",
+        "proxy_ssl on;",
+        "proxy_ssl_name $x;",
+        "set $x $x$x;",
+        "}",
+        "{",
+        ";",
+        "\"",
+        "'",
+        "\\",
+        "$",
+        "${",
+        "\n",
+        " ",
+        "include i;",
+        "upstream u {",
+        "ghostunnel client ",
+        "--listen ",
+        "--listen=",
+        "--target=a:1 ",
+        "--cert ",
+        "--no-syslog ",
+        "[Service]\nExecStart=",
+        "EnvironmentFile=/i\n",
+        "FROM ghostunnel\n",
+        "CMD [\"client\"]\n",
+        "args:\n- --listen\n",
+        "command: [",
+        "env:\n- name: CERT_PATH\n",
+        "  value: x\n",
+        "KONG_CLIENT_SSL=on\n",
+        "KONG_NGINX_PROXY_PROXY_SSL_VERIFY_DEPTH=",
+        "KONG_NGINX_PROXY_PROXY_SSL_CRL=/\u{0}\n",
+        "export ",
+        "%i",
+        "[::1]:1",
+        "allow 10.0.0.1;",
+        "deny all;",
+        "unix:/a",
+        "= ",
+        ": ",
+        "#",
+        "- ",
+        "-1",
+        "99999999999",
+        "é",
+    ]);
+    let piece = prop_oneof![9 => pieces.prop_map(str::to_owned), 1 => any::<String>()];
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+
+    /// What comes out can be read, verifies, and says the same again; or it is refused in words.
+    #[test]
+    fn no_text_breaks_a_converter_and_none_makes_it_write_what_cannot_be_read(text in scrap(), other in scrap()) {
+        let files = Memory::default()
+            .with("/etc/app/source", &text)
+            .with("/etc/app/i", &other)
+            .with("/i", &other);
+        for product in [Product::Stunnel, Product::Nginx, Product::Ghostunnel, Product::KongEnv] {
+            match convert(product, &["source".into()], &files, Path::new("/etc/app")) {
+                Ok(done) => {
+                    let config = done.parsed();
+                    let on = done.services.iter().filter(|(_, off)| !off).count();
+                    assert_eq!(config.services.len(), on, "{}", done.config);
+                    for service in config.services.values() {
+                        assert_ne!(service.tls.verify, Verify::None, "{}", done.config);
+                    }
+                    for (_, note) in &done.notes {
+                        assert!(!note.was.is_empty() && !note.now.is_empty(), "{note:?}");
+                    }
+                }
+                Err(mistake) => assert!(!mistake.reason.is_empty() && !mistake.fix.is_empty(), "{mistake}"),
+            }
+        }
+    }
 }

@@ -47,7 +47,12 @@ pub(crate) async fn announce(
         return std::future::pending().await;
     }
     let (seen, counted) = (status.clone(), Arc::clone(&metrics));
+    let leaving = shutdown.leaving().clone();
     notifier.describe_by(move || {
+        // Status follows a moment later.
+        if leaving.is_cancelled() {
+            return words::stopping(counted.open());
+        }
         let status = Arc::clone(&seen.borrow());
         words::line(&status, counted.open(), clock::unix_seconds())
     });

@@ -9,15 +9,20 @@ use crate::status::{ProcessState, ServiceState, ServiceStatus, Status};
 
 const DAY: i64 = 86_400;
 
-/// What is going on; `open` are the connections, `now` is in seconds since 1970.
-pub(super) fn line(status: &Status, open: u64, now: i64) -> String {
-    let connections = match open {
+/// While the process leaves.
+pub(super) fn stopping(open: u64) -> String {
+    format!("stopping: {} open", connections(open))
+}
+
+fn connections(open: u64) -> String {
+    match open {
         1 => "1 connection".to_owned(),
         open => format!("{open} connections"),
-    };
-    if status.state == ProcessState::Stopping {
-        return format!("stopping: {connections} open");
     }
+}
+
+/// What is going on; `open` are the connections, `now` is in seconds since 1970.
+pub(super) fn line(status: &Status, open: u64, now: i64) -> String {
     let mut line = match &status.config.refused {
         Some(why) => format!(
             "configuration refused ({}), the one from before goes on; ",
@@ -32,9 +37,10 @@ pub(super) fn line(status: &Status, open: u64, now: i64) -> String {
     let ready = services.iter().filter(|it| it.state == ServiceState::Ready);
     let _ = write!(
         line,
-        "{} of {} services ready, {connections}",
+        "{} of {} services ready, {}",
         ready.count(),
-        services.len()
+        services.len(),
+        connections(open)
     );
     if let Some(trouble) = trouble(services, status.discovery.as_ref()) {
         let _ = write!(line, "; {trouble}");
@@ -169,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_end_is_told_with_what_is_still_open() {
-        let status = status(ProcessState::Stopping, vec![service("a")]);
-        assert_eq!(line(&status, 3, 0), "stopping: 3 connections open");
+        assert_eq!(stopping(3), "stopping: 3 connections open");
+        assert_eq!(stopping(1), "stopping: 1 connection open");
     }
 }

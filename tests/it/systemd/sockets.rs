@@ -73,6 +73,7 @@ async fn all_sockets_of_a_name_serve_tcp_and_unix_and_status_names_them() {
             line.has("name", "not-ours") && line.has("level", "WARN")
         })
         .await;
+    drop(caller);
     // What systemd opened it also removes.
     proxy.stop().await;
     assert!(path.exists());
