@@ -191,7 +191,7 @@ def degraded(vm):
 # --- Rotation -------------------------------------------------------------------------------------
 
 
-@scenario(short=True)
+@scenario()
 def rotation(vm):
     """Certificates of group tlsward replaced by rename: new connections use them within a second."""
     fresh(vm)
@@ -210,7 +210,7 @@ def rotation(vm):
 # --- Ends -----------------------------------------------------------------------------------------
 
 
-@scenario(short=True)
+@scenario()
 def exit_codes(vm):
     """2 for mistakes: not tried again, and the journal has the place. 0 for a stop. 3 for a forced one."""
     fresh(vm)
@@ -251,7 +251,7 @@ def long_drain(vm):
     return f"stop took {took:.0f} s with TimeoutStopSec=3, code 0; the connection's own end"
 
 
-@scenario()
+@scenario(short=True)
 def killed(vm):
     """SIGKILL under load: started again, and each call that begins after it is answered, by kept listeners."""
     fresh(vm)
@@ -271,7 +271,7 @@ def killed(vm):
     return f"{text}; of those that were open {len(load.failures())} broke"
 
 
-@scenario()
+@scenario(short=True)
 def watchdog(vm):
     """One worker thread that stands still: systemd kills and starts again, and callers are served."""
     fresh(vm, unit_changes=f"[Service]\nWatchdogSec={3 * vm.patience}\n")
@@ -329,8 +329,7 @@ def removed_listener(vm):
 def socket_activation(vm):
     """The first caller starts the service; a restart of it under load refuses and breaks no call."""
     socket = vm.ok("cat /usr/share/doc/tlsward/examples/tlsward.socket")
-    fresh(vm, CONFIG + ECHO.replace("127.0.0.1:7001", "systemd:billing"))
-    vm.ok("systemctl stop tlsward")
+    fresh(vm, CONFIG + ECHO.replace("127.0.0.1:7001", "systemd:billing"), start=False)
     vm.write("/etc/systemd/system/tlsward-billing.socket", socket)
     vm.ok("systemctl daemon-reload && systemctl start tlsward-billing.socket")
     expect_equal(show(vm, "ActiveState"), "inactive", "before the first caller")

@@ -72,8 +72,8 @@ def documented(document, heading):
     return re.search(r"^```\w*\n(.*?)^```", below, re.S | re.M)[1]
 
 
-def fresh(vm, config=CONFIG + ECHO, unit_changes=""):
-    """tlsward started anew, with this configuration and these changes of its unit, and no others."""
+def fresh(vm, config=CONFIG + ECHO, unit_changes="", start=True):
+    """tlsward started anew (or only stopped), with this configuration and these changes of its unit, and no others."""
     vm.ok(
         "systemctl stop 'tlsward*' load.service hold.service 2>/dev/null;"
         " rm -rf /etc/systemd/system/tlsward* /etc/systemd/system/sockets.target.wants; "
@@ -84,7 +84,8 @@ def fresh(vm, config=CONFIG + ECHO, unit_changes=""):
     if unit_changes:
         drop_in(vm, unit_changes)
     configure(vm, config)
-    vm.ok("systemctl start tlsward", seconds=60)
+    if start:
+        vm.ok("systemctl start tlsward", seconds=60)
 
 
 def call(vm, port=7001):
