@@ -113,7 +113,7 @@ fn what_is_kept_and_useless_is_given_back_but_nothing_that_is_in_use() {
     let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     let (left, _) = listener();
     let given = [
-        (name.clone(), used),
+        (name, used),
         (format!("{OURS}dead"), dead.into()),
         (format!("{OURS}left"), left),
     ];
