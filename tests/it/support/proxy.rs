@@ -320,8 +320,18 @@ impl Proxy {
     }
 
     /// Starts the program and waits for nothing.
-    pub(crate) fn launch(mut command: Command, pki: &Pki, config: &Config) -> Self {
-        let config_file = pki.write("config.toml", config.render());
+    pub(crate) fn launch(command: Command, pki: &Pki, config: &Config) -> Self {
+        Self::launch_file(command, pki, &config.admin, &config.render())
+    }
+
+    /// As [`Self::launch`], with a file from elsewhere; its admin endpoint is `admin` all the same.
+    pub(crate) fn launch_text(mut command: Command, pki: &Pki, admin: &str, text: &str) -> Self {
+        command.env("TLSWARD_ADMIN_LISTEN", admin);
+        Self::launch_file(command, pki, admin, text)
+    }
+
+    fn launch_file(mut command: Command, pki: &Pki, admin: &str, text: &str) -> Self {
+        let config_file = pki.write("config.toml", text);
         let mut child = command
             .arg("run")
             .arg("-c")
@@ -336,7 +346,7 @@ impl Proxy {
         Self {
             child,
             config_file,
-            admin: config.admin.clone(),
+            admin: admin.to_owned(),
             log,
         }
     }
