@@ -22,6 +22,9 @@ mod landlock;
 mod plan;
 mod ways;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use lacking::Lacking;
 pub(crate) use plan::{ClusterAccess, Facts, needs_kubernetes, rules};
 
