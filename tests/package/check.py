@@ -375,8 +375,8 @@ def upgrade(machine, deb, directory):
     start = """
         install -d -o tlsward /run/tlsward /run/tlsward-bad
         printf '[admin]\\nlisten = "unix:/run/tlsward-bad/admin.sock"\\n[services]\\n' >/etc/tlsward/bad.toml
-        tlsward run --config /etc/tlsward/config.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward.service
-        tlsward run --config /etc/tlsward/bad.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward@bad.service
+        tlsward run --config=/etc/tlsward/config.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward.service
+        tlsward run -c /etc/tlsward/bad.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward@bad.service
         for each in tlsward tlsward-bad; do
             left=100; until [ -S /run/$each/admin.sock ]; do left=$((left - 1)); [ $left -gt 0 ]; sleep 0.1; done
         done
