@@ -84,7 +84,7 @@ impl Bound {
     }
 
     /// A listener that outlives this process: opened by systemd, or by an earlier process. `file` is
-    /// the path's where this process is to remove it.
+    /// the path's, which stays, where this process is to remove it when it gives the listener up.
     ///
     /// # Errors
     /// [`Reason::BindFailed`]: it cannot be made fit for use.
@@ -101,7 +101,7 @@ impl Bound {
                 socket.set_tcp_nodelay(true)?;
                 socket.set_keepalive(false)?;
             }
-            let file = file.take().inspect(|file| file.stays(true));
+            let file = file.take();
             Ok(Place { socket, file })
         };
         let sockets: io::Result<Vec<Place>> = sockets.into_iter().map(prepare).collect();

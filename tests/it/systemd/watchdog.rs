@@ -69,7 +69,7 @@ fn threads_called(name: &str, pid: u32) -> Vec<u32> {
 
 #[tokio::test]
 async fn beats_come_twice_in_the_time_and_none_while_one_worker_hangs() {
-    const WATCHDOG: Duration = Duration::from_millis(600);
+    const WATCHDOG: Duration = Duration::from_secs(2);
     let stage = Stage::new().await;
     let systemd = Systemd::new(&stage.pki).with_watchdog(WATCHDOG);
     let config = stage.config.clone().top("workers = 2");
@@ -83,12 +83,12 @@ async fn beats_come_twice_in_the_time_and_none_while_one_worker_hangs() {
         beats.map(|it| it.at).collect::<Vec<Instant>>()
     };
     let mark = systemd.messages().mark();
-    crate::support::until("five beats", async || {
-        (beats(mark).len() >= 5).then_some(())
+    crate::support::until("four beats", async || {
+        (beats(mark).len() >= 4).then_some(())
     })
     .await;
-    let five = beats(mark);
-    for pair in five.windows(2) {
+    let four = beats(mark);
+    for pair in four.windows(2) {
         let between = pair[1] - pair[0];
         assert!(between < WATCHDOG, "{between:?}");
         assert!(between > WATCHDOG / 4, "{between:?}");
