@@ -62,15 +62,20 @@ pub(crate) fn convert(
     let mut sources = Sources::new(reader, here);
     let mut draft = Draft::default();
     let mut named = Vec::new();
+    let mut environments = Vec::new();
     for file in files {
         let source = sources.named(file)?;
         match product {
             Product::Stunnel => stunnel::convert(&source, &mut sources, &mut draft)?,
             Product::Ghostunnel => ghostunnel::convert(&source, &mut sources, &mut draft)?,
-            Product::KongEnv => kong_env::convert(&source, &mut draft)?,
             Product::Nginx => nginx::convert(&source, &mut sources, &mut draft)?,
+            // Together they are one environment.
+            Product::KongEnv => environments.push(source),
         }
         named.push(file.display().to_string());
+    }
+    if product == Product::KongEnv {
+        kong_env::convert(&environments, &mut draft)?;
     }
     let made_by = format!(
         "tlsward convert --from {} {}",

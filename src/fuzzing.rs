@@ -24,7 +24,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::config::kubernetes::{Cluster, Known, ObjectRef, ServiceObject, ServicePort};
-use crate::config::{Config, IdentitySource, Obstacle, Origin, RecordLayer, TlsPolicy};
+use crate::config::{Config, IdentitySource, Obstacle, Origin, RecordLayer, TlsPolicy, Verify};
+use crate::convert::{self, Product, Reader};
 use crate::failure::Explained;
 use crate::material::{IdentityMaterial, Part, TrustMaterial};
 use crate::proxy::handshake::{LastFlight, handshake};
@@ -68,6 +69,67 @@ pub fn config(bytes: &[u8]) {
     }
     // Its error is in words; that there is one is the claim.
     let _ = Config::admin_listen(&text, path, &environment);
+}
+
+/// Another product's file: the first byte says whose (s, n, g or k), and behind a zero byte stands the
+/// one file that it may include, by any name.
+///
+/// # Panics
+/// If what is written cannot be read back or verifies nothing, or a refusal has no reason or fix.
+pub fn convert(bytes: &[u8]) {
+    let Some((first, rest)) = bytes.split_first() else {
+        return;
+    };
+    let product = match first {
+        b's' => Product::Stunnel,
+        b'n' => Product::Nginx,
+        b'g' => Product::Ghostunnel,
+        b'k' => Product::KongEnv,
+        _ => return,
+    };
+    let mut files = rest.splitn(2, |byte| *byte == 0);
+    let files = TwoFiles {
+        source: files.next().unwrap_or_default(),
+        included: files.next().unwrap_or_default(),
+    };
+    let here = Path::new("/etc/app");
+    match convert::convert(product, &["source".into()], &files, here) {
+        Ok(done) => {
+            let path = Path::new("/etc/tlsward/config.toml");
+            let config = Config::parse(&done.config, path, &BTreeMap::new());
+            let config = config.unwrap_or_else(|problems| panic!("{problems}"));
+            let on = done.services.iter().filter(|(_, off)| !off).count();
+            assert_eq!(config.services.len(), on);
+            let mut services = config.services.values();
+            assert!(services.all(|service| service.tls.verify != Verify::None));
+        }
+        Err(mistake) => {
+            assert!(
+                !mistake.reason.is_empty() && !mistake.fix.is_empty(),
+                "{mistake}"
+            );
+        }
+    }
+}
+
+/// One file, and whatever it includes.
+struct TwoFiles<'b> {
+    source: &'b [u8],
+    included: &'b [u8],
+}
+
+impl Reader for TwoFiles<'_> {
+    fn read(&self, path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+        let bytes = match path == Path::new("/etc/app/source") {
+            true => self.source,
+            false => self.included,
+        };
+        Ok(bytes.iter().take(limit + 1).copied().collect())
+    }
+
+    fn list(&self, _: &Path) -> io::Result<Vec<String>> {
+        Ok(vec!["a.conf".to_owned()])
+    }
 }
 
 /// A configuration file, and behind a zero byte each what is known of a Service: a first line
@@ -696,6 +758,11 @@ mod tests {
     #[test]
     fn no_configuration_text_makes_the_parser_panic() {
         walk("config", CHANGES, config);
+    }
+
+    #[test]
+    fn no_file_of_another_product_makes_a_converter_panic_or_verify_nothing() {
+        walk("convert", CHANGES, convert);
     }
 
     #[test]

@@ -13,6 +13,9 @@ use crate::config::{Config, Listen, ServiceName};
 /// The most services of one conversion.
 const MAX_SERVICES: usize = 1000;
 
+/// How long the lines of a note may be in the file, in characters.
+const WIDTH: usize = 108;
+
 /// What is said of something in the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -148,6 +151,14 @@ impl Keys {
         self.set(name, quoted(value), from);
     }
 
+    /// As [`Self::text`], where nothing was said before.
+    pub(crate) fn text_unless_set(&mut self, name: &'static str, value: &str, from: &str) {
+        let is_set = |line: &Line| matches!(line, Line::Key { name: set, .. } if *set == name);
+        if !self.0.iter().any(is_set) {
+            self.text(name, value, from);
+        }
+    }
+
     pub(crate) fn list<T: AsRef<str>>(
         &mut self,
         name: &'static str,
@@ -161,6 +172,17 @@ impl Keys {
     pub(crate) fn drop_keys(&mut self, names: &[&str]) {
         self.0
             .retain(|line| !matches!(line, Line::Key { name, .. } if names.contains(name)));
+    }
+
+    /// Puts another table's lines behind these.
+    pub(crate) fn append(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+
+    /// Removes the suggestions that begin so.
+    pub(crate) fn drop_hints(&mut self, begin: &str) {
+        self.0
+            .retain(|line| !matches!(line, Line::Hint(hint) if hint.starts_with(begin)));
     }
 
     pub(crate) fn hint(&mut self, line: impl Into<String>) {
@@ -325,8 +347,14 @@ impl Draft {
         let mut services = Vec::new();
         for (service, name) in self.services.into_iter().zip(names) {
             services.push((name.clone(), service.is_off()));
-            let its_notes = service.notes.into_iter();
-            notes.extend(its_notes.map(|note| (Some(name.clone()), note)));
+            for note in service.notes {
+                // What several services inherit and do not need is said once.
+                let is_said =
+                    note.kind == Kind::Explained && notes.iter().any(|(_, said)| *said == note);
+                if !is_said {
+                    notes.push((Some(name.clone()), note));
+                }
+            }
         }
         Ok(Converted {
             config,
@@ -417,7 +445,7 @@ impl Draft {
             let mut not_needed: Vec<_> = not_needed.into_iter().collect();
             not_needed.sort_by(|a, b| a.place.cmp(&b.place));
             for note in not_needed {
-                out.comment(&format!(
+                out.wrapped(&format!(
                     "{}: {}: {}; {}",
                     note.place, note.directive, note.was, note.now
                 ));
@@ -671,9 +699,27 @@ impl Page {
     }
 
     fn note(&mut self, note: &Note) {
-        let text = note.to_string();
-        for line in text.lines() {
-            self.comment(line);
+        for line in note.to_string().lines() {
+            self.wrapped(line);
         }
+    }
+
+    /// A comment in lines that are no longer than they should be, those after the first indented.
+    fn wrapped(&mut self, text: &str) {
+        let (first, further) = match text.starts_with(' ') {
+            true => ("  ", "       "),
+            false => ("", "    "),
+        };
+        let mut line = String::from(first);
+        for word in text.split_whitespace() {
+            let is_full = line.chars().count() + word.chars().count() > WIDTH;
+            if is_full && !line.trim().is_empty() {
+                self.comment(line.trim_end());
+                line = String::from(further);
+            }
+            line.push_str(word);
+            line.push(' ');
+        }
+        self.comment(line.trim_end());
     }
 }

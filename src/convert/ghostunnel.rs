@@ -196,6 +196,10 @@ fn times(service: &mut DraftService, flags: &Flags, draft: &mut Draft) {
             )),
         }
     }
+    if flags.last("shutdown-timeout").is_none() {
+        let from = "ghostunnel's default; tlsward's is 30s";
+        draft.top.text_unless_set("shutdown_timeout", "5m", from);
+    }
     if let Some(flag) = flags.last("max-concurrent-conns") {
         match flag.value.plain().parse::<u32>() {
             Ok(0) => {}

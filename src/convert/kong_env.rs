@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::draft::{Draft, Kind, Note};
-use super::openssl::Version;
+use super::openssl::{self, Version};
 use super::sources::{Mistake, Place, Source};
 
 /// `KEY=VALUE`.
@@ -25,17 +25,26 @@ const PREFIXES: [&str; 3] = [
     "KONG_NGINX_HTTP_PROXY_SSL_",
 ];
 
-/// Reads a file and sets the defaults.
-pub(super) fn convert(source: &Source, draft: &mut Draft) -> Result<(), Mistake> {
-    let (variables, strangers) = read(source);
+/// Reads the files, later ones over earlier ones, and sets the defaults.
+pub(super) fn convert(sources: &[Source], draft: &mut Draft) -> Result<(), Mistake> {
+    let Some(first) = sources.first() else {
+        return Ok(());
+    };
+    let mut variables = Variables::new();
+    let mut strangers = Vec::new();
+    for source in sources {
+        let (more, stranger) = read(source);
+        variables.extend(more);
+        strangers.extend(stranger);
+    }
     if !variables.keys().any(|name| name.starts_with("KONG_")) {
         return Err(Mistake::new(
-            &source.at(0),
+            &first.at(0),
             "sets no variable that begins with KONG_",
             "name a file with KONG_…=… lines, or a manifest with an env list",
         ));
     }
-    if let Some(place) = strangers {
+    for place in strangers {
         draft.note(Note::new(
             Kind::Explained,
             &place,
@@ -52,7 +61,7 @@ pub(super) fn convert(source: &Source, draft: &mut Draft) -> Result<(), Mistake>
         variables,
         prefix,
         draft,
-        place: source.at(0),
+        place: first.at(0),
     };
     kong.trust();
     kong.verification();
@@ -129,7 +138,7 @@ impl Kong<'_> {
             );
             return false;
         }
-        let from = origin(name, &variable.place);
+        let from = self.origin(name, &variable.place);
         let value = variable.value.clone();
         self.draft.defaults_tls.text(key, &value, from);
         true
@@ -164,7 +173,7 @@ impl Kong<'_> {
                     list.next().is_some(),
                 );
                 if first == "system" {
-                    let from = origin(&lua.0, &lua.1.place);
+                    let from = self.origin(&lua.0, &lua.1.place);
                     self.draft.defaults_tls.text("ca", "system", from);
                 } else {
                     let variable = Variable {
@@ -205,6 +214,11 @@ impl Kong<'_> {
         if let Some(crl) = self.proxy_ssl("CRL") {
             self.path("crl", &crl);
         }
+    }
+
+    /// Where a value comes from, as a remark.
+    fn origin(&self, name: &str, place: &Place) -> String {
+        openssl::origin(&self.place, name, place)
     }
 
     fn no_ca(&mut self) {
@@ -248,7 +262,7 @@ impl Kong<'_> {
         match self.proxy_ssl("VERIFY_DEPTH") {
             Some(depth) => match depth.1.value.parse::<u8>() {
                 Ok(count @ 0..=6) => {
-                    let from = origin(&depth.0, &depth.1.place);
+                    let from = self.origin(&depth.0, &depth.1.place);
                     self.draft.defaults_tls.set("verify_depth", count.to_string(), from);
                 }
                 Ok(_) => self.note(
@@ -289,7 +303,7 @@ impl Kong<'_> {
         }
         if let Some(sni) = self.proxy_ssl("SERVER_NAME") {
             if sni.1.value.eq_ignore_ascii_case("off") {
-                let from = origin(&sni.0, &sni.1.place);
+                let from = self.origin(&sni.0, &sni.1.place);
                 self.draft.defaults_tls.set("sni", "false", from);
             } else {
                 self.note(Kind::Explained, &sni, "sends the upstream's name", "always");
@@ -300,7 +314,7 @@ impl Kong<'_> {
         }
         if let Some(reuse) = self.proxy_ssl("SESSION_REUSE") {
             if reuse.1.value.eq_ignore_ascii_case("off") {
-                let from = origin(&reuse.0, &reuse.1.place);
+                let from = self.origin(&reuse.0, &reuse.1.place);
                 self.draft.defaults_tls.set("resumption", "false", from);
             } else {
                 self.note(
@@ -335,7 +349,7 @@ impl Kong<'_> {
     fn protocols(&mut self, it: &(String, Variable)) {
         let words = it.1.value.split_whitespace();
         let versions: Vec<Version> = words.filter_map(Version::parse).collect();
-        let from = origin(&it.0, &it.1.place);
+        let from = self.origin(&it.0, &it.1.place);
         match (versions.iter().min(), versions.iter().max()) {
             (Some(Version::Tls13), _) => self.draft.defaults_tls.text("min_version", "1.3", from),
             (Some(min), Some(max)) if *max > Version::Old => {
@@ -464,10 +478,6 @@ impl Kong<'_> {
                 .note(Note::new(kind, &variable.place, name, was, now));
         }
     }
-}
-
-fn origin(name: &str, place: &Place) -> String {
-    format!("{name}, line {}", place.line)
 }
 
 /// The variables of Kong in a file, and the first line that sets something else.

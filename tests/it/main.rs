@@ -3,7 +3,7 @@
 //!
 //! Needed beside Rust, on Debian: `nginx openssl redis-server redis-tools nghttp2-server
 //! gnutls-bin golang-go default-jdk-headless iproute2 util-linux systemd
-//! python3 bash`. A missing program fails the test that needs it.
+//! python3 bash stunnel4 libnginx-mod-stream`. A missing program fails the test that needs it.
 //!
 //! `KUBEBUILDER_ASSETS` names the directory of a real `kube-apiserver` and `etcd`, against which
 //! what is said of Kubernetes is tested then (`support/kube/mod.rs` says more).
@@ -16,6 +16,7 @@
 
 mod admin;
 mod cli;
+mod convert;
 mod credentials;
 mod deploy;
 mod drain;

@@ -93,7 +93,11 @@ impl Stream {
         }
         for listen in listens {
             let mut service = base.clone();
-            if self.listen(listen, &mut service, draft) {
+            // The listener stands first.
+            let rest = std::mem::take(&mut service.keys);
+            let is_one = Self::listen(listen, &mut service, draft);
+            service.keys.append(rest);
+            if is_one {
                 callers(&mut service, &effective);
                 draft.services.push(service);
             }
@@ -346,7 +350,7 @@ impl Stream {
     }
 
     /// Sets the listener; `false` where the server listens for something else than TCP.
-    fn listen(&self, listen: &Directive, service: &mut DraftService, draft: &mut Draft) -> bool {
+    fn listen(listen: &Directive, service: &mut DraftService, draft: &mut Draft) -> bool {
         let place = &listen.place;
         let parameters = listen.arguments.get(1..).unwrap_or_default();
         if parameters.iter().any(|it| it == "udp") {
@@ -359,13 +363,18 @@ impl Stream {
             ));
             return false;
         }
+        Self::address(listen, service);
         for parameter in parameters {
             of_listen(parameter, listen, service);
         }
+        true
+    }
+
+    fn address(listen: &Directive, service: &mut DraftService) {
+        let place = &listen.place;
         let text = listen.value();
         if let Some(path) = text.strip_prefix("unix:") {
-            address::listen_unix(service, path, "listen", place);
-            return true;
+            return address::listen_unix(service, path, "listen", place);
         }
         // Without a port of its own, [::1] has colons all the same.
         let (host, port) = match text.ends_with(']') {
@@ -389,7 +398,6 @@ impl Stream {
                 "write listen with an address and a port, and a service for each port",
             )),
         }
-        true
     }
 }
 
@@ -535,6 +543,7 @@ fn callers(service: &mut DraftService, effective: &[&Directive]) {
         return;
     }
     let from = origin(&service.place, &first.name, &first.place);
+    service.keys.drop_hints("allow_callers");
     service.keys.list("allow_callers", &networks, from);
 }
 
@@ -645,7 +654,7 @@ fn of_server(directive: &Directive, service: &mut DraftService) {
         "proxy_download_rate" | "proxy_upload_rate" if value != "0" => service.note(note(
             Kind::NotCarried,
             "limits the rate of a connection",
-            "tlsward does not",
+            "nothing limits it here; shape traffic in the kernel, if you must",
         )),
         "proxy_next_upstream" if value == "off" => service.note(note(
             Kind::NotCarried,

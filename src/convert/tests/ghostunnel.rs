@@ -51,6 +51,20 @@ fn a_command_line_is_carried_whole() {
 }
 
 #[test]
+fn what_ghostunnel_does_by_itself_is_written_out() {
+    let done = command(PAIR);
+    assert_eq!(done.parsed().shutdown_timeout, Duration::from_secs(300));
+    assert_eq!(done.service().timeouts.connect, Duration::from_secs(10));
+    assert_eq!(done.service().timeouts.close, Duration::from_secs(60));
+    assert_eq!(done.service().timeouts.idle, None);
+    let system = file(
+        "source",
+        &format!("ghostunnel client --listen localhost:1 --target a.test:1 {PAIR}"),
+    );
+    assert_eq!(system.service().ca(), Some(&CaSource::System));
+}
+
+#[test]
 fn names_are_looked_for_as_before_and_what_is_no_name_is_not_lost() {
     let done = command(&format!(
         "{PAIR} --verify-dns=a.test --verify-uri spiffe://d/ns/*/sa/b"

@@ -174,3 +174,20 @@ fn the_rest_is_listed_and_no_value_of_it_is_shown() {
         "{said}"
     );
 }
+
+#[test]
+fn several_files_are_one_environment() {
+    let files = Memory::default()
+        .with("/etc/app/a", GUIDE)
+        .with("/etc/app/b", "KONG_NGINX_PROXY_PROXY_SSL_VERIFY_DEPTH=3\n");
+    let named = ["a".into(), "b".into()];
+    let done = convert(Product::KongEnv, &named, &files, Path::new("/etc/app")).unwrap();
+    assert_eq!(
+        inherited(&done).tls.verify_depth,
+        Some(3),
+        "the later file counts"
+    );
+    assert!(inherited(&done).identity.is_some());
+    let of_b = "VERIFY_DEPTH, b:1";
+    assert!(done.config.contains(of_b), "{}", done.config);
+}

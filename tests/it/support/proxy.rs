@@ -19,6 +19,10 @@ use super::{net, within};
 /// The program.
 pub(crate) const TLSWARD: &str = env!("CARGO_BIN_EXE_tlsward");
 
+/// At the top of a file whose later versions use ports that are not known at the start: as an
+/// operator would write it who expects that.
+pub(crate) const ANY_PORTS: &str = "sandbox = { connect_ports = \"any\", bind_ports = \"any\" }";
+
 /// Runs a command of tlsward to its end.
 pub(crate) async fn tlsward<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
     within("tlsward to end", clean_command().args(arguments).output())
@@ -316,8 +320,18 @@ impl Proxy {
     }
 
     /// Starts the program and waits for nothing.
-    pub(crate) fn launch(mut command: Command, pki: &Pki, config: &Config) -> Self {
-        let config_file = pki.write("config.toml", config.render());
+    pub(crate) fn launch(command: Command, pki: &Pki, config: &Config) -> Self {
+        Self::launch_file(command, pki, &config.admin, &config.render())
+    }
+
+    /// As [`Self::launch`], with a file from elsewhere; its admin endpoint is `admin` all the same.
+    pub(crate) fn launch_text(mut command: Command, pki: &Pki, admin: &str, text: &str) -> Self {
+        command.env("TLSWARD_ADMIN_LISTEN", admin);
+        Self::launch_file(command, pki, admin, text)
+    }
+
+    fn launch_file(mut command: Command, pki: &Pki, admin: &str, text: &str) -> Self {
+        let config_file = pki.write("config.toml", text);
         let mut child = command
             .arg("run")
             .arg("-c")
@@ -332,7 +346,7 @@ impl Proxy {
         Self {
             child,
             config_file,
-            admin: config.admin.clone(),
+            admin: admin.to_owned(),
             log,
         }
     }
