@@ -71,6 +71,7 @@ impl Traces {
     }
 
     /// Of a PEM file as a Kubernetes Secret holds it.
+    #[cfg(feature = "kubernetes")]
     pub(crate) fn of_base64(pem: &str) -> Self {
         use base64::Engine as _;
         let text = base64::prelude::BASE64_STANDARD.encode(pem);
