@@ -58,7 +58,14 @@ make_rpm() {
     program
     stage "$target_dir/release/tlsward" "$host"
     rm -f "$out"/*.rpm
-    cargo generate-rpm --auto-req builtin --output "$out" >/dev/null
+    # It takes the times of files that are older than the commit: out of a copy in which all are as old.
+    local copy=$out/rpm
+    rm -rf "$copy"
+    mkdir -p "$copy/$out"
+    cp -r Cargo.toml README.md CHANGELOG.md LICENSE config.toml docs packaging systemd "$copy/"
+    cp -r "$stage" "$copy/$out/"
+    find "$copy" -exec touch --date="@$SOURCE_DATE_EPOCH" {} +
+    (cd "$copy" && cargo generate-rpm --auto-req builtin --output ../) >/dev/null
     made "$out"/*.rpm
 }
 

@@ -21,6 +21,7 @@ use crate::failure::Reason;
 use crate::kubernetes;
 use crate::limits::mind_memory;
 use crate::metrics::Metrics;
+use crate::sandbox::Sandbox;
 use crate::shutdown::{Shutdown, Terms};
 use crate::signal::{Stop, reload_on_hangup};
 use crate::systemd::{self, Given, Notifier};
@@ -45,6 +46,10 @@ pub(crate) struct RunOptions {
     /// elsewhere.
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) environment: BTreeMap<String, String>,
+    /// Entered before anything else.
+    pub(crate) sandbox: Sandbox,
+    /// What could not be done before there was a log.
+    pub(crate) warnings: Vec<String>,
     /// What systemd has given.
     pub(crate) given: Given,
 }
@@ -56,6 +61,8 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         strict,
         log_format,
         environment,
+        sandbox,
+        warnings,
         given:
             Given {
                 notifier,
@@ -94,6 +101,10 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         warn!(%error, "cannot raise the limit of open files");
     }
     info!(version = VERSION, config = %config.display(), "starting");
+    for warning in warnings {
+        warn!("{warning}");
+    }
+    tell_sandbox(&sandbox);
     notifier.status("starting: reading configuration and certificates");
 
     let metrics = Arc::new(Metrics::new(VERSION));
@@ -105,6 +116,7 @@ pub(crate) async fn run(options: RunOptions) -> ExitCode {
         metrics: Arc::clone(&metrics),
         cluster: Arc::clone(&cluster),
         shutdown: shutdown.clone(),
+        sandbox,
         log,
         version: VERSION,
     };
@@ -244,6 +256,24 @@ async fn drain(shutdown: &Shutdown, hurry: Option<&'static str>, stop: &mut Stop
     shutdown.abort().cancel();
     connections.wait().await;
     false
+}
+
+fn tell_sandbox(sandbox: &Sandbox) {
+    let report = sandbox.report();
+    let parts = report.parts().into_iter();
+    let parts: Vec<&str> = parts.filter_map(|(part, on)| on.then_some(part)).collect();
+    info!(
+        sandbox = report.state.as_str(),
+        parts = parts.join(","),
+        landlock_abi = report.landlock_abi,
+        connect_ports = report.connect_ports,
+        bind_ports = report.bind_ports,
+        why = report.why,
+        "what this process gave up"
+    );
+    for what in &report.left_out {
+        warn!("outside of the sandbox: {what}");
+    }
 }
 
 fn refuse_to_start(refused: &Refused, format: LogFormat, notifier: &Notifier) -> ExitCode {

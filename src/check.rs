@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::config::{CaSource, Config, Credential, IdentitySource, Service};
 use crate::control::{State, source_name};
 use crate::failure::{Explained, Reason};
+use crate::sandbox::{self, Rules};
 use crate::source::SourceKey;
 use crate::table;
 use crate::tls::client_config;
@@ -22,6 +23,60 @@ const OUTSIDE: [&str; 2] = ["TLSWARD_", "annotation "];
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) services: Vec<ServiceReport>,
+    /// What `tlsward run` would go on to be allowed; nothing of it is in force here.
+    pub(crate) sandbox: SandboxReport,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct SandboxReport {
+    /// Whether the configuration asks for one.
+    pub(crate) enabled: bool,
+    /// What the configuration names.
+    pub(crate) read: Vec<String>,
+    /// What every process needs.
+    pub(crate) read_system: Vec<String>,
+    /// Directories in which unix sockets may be made and removed.
+    pub(crate) sockets: Vec<String>,
+    pub(crate) connect_ports: String,
+    pub(crate) bind_ports: String,
+    /// What the configuration names and the sandbox would not hold.
+    pub(crate) left_out: Vec<String>,
+}
+
+impl SandboxReport {
+    fn of(config: &Config, rules: &Rules) -> Self {
+        let report = sandbox::Report::of(rules);
+        Self {
+            enabled: config.sandbox.enabled,
+            read: report.read,
+            read_system: report.read_system,
+            sockets: report.sockets,
+            connect_ports: report.connect_ports,
+            bind_ports: report.bind_ports,
+            left_out: report.left_out,
+        }
+    }
+
+    fn text(&self) -> String {
+        if !self.enabled {
+            return "\nsandbox: off (sandbox.enabled = false)\n".to_owned();
+        }
+        let mut text = "\nsandbox: tlsward run may\n".to_owned();
+        let mut list = |what: &str, items: &[String]| {
+            if !items.is_empty() {
+                let _ = writeln!(text, "  {what} {}", items.join(", "));
+            }
+        };
+        list("read", &self.read);
+        list("make sockets in", &self.sockets);
+        list("listen on port", std::slice::from_ref(&self.bind_ports));
+        list("dial port", std::slice::from_ref(&self.connect_ports));
+        text.push_str("  and read what every process needs (--json lists it)\n");
+        for what in &self.left_out {
+            let _ = writeln!(text, "  but: {what}");
+        }
+        text
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -46,7 +101,7 @@ pub(crate) struct ServiceReport {
 
 impl Report {
     /// The report on everything in `state` at `now`.
-    pub(crate) fn of(state: &State, now: UnixTime) -> Self {
+    pub(crate) fn of(state: &State, rules: &Rules, now: UnixTime) -> Self {
         let services = state
             .config
             .services
@@ -54,6 +109,7 @@ impl Report {
             .map(|service| one(state, service, now));
         Self {
             services: services.collect(),
+            sandbox: SandboxReport::of(&state.config, rules),
         }
     }
 
@@ -83,7 +139,8 @@ impl Report {
     /// For people: a table, then what environment and annotations set, problems and warnings.
     pub(crate) fn text(&self) -> String {
         if self.services.is_empty() {
-            return "the configuration is good; it has no services\n".to_owned();
+            let text = "the configuration is good; it has no services\n";
+            return text.to_owned() + &self.sandbox.text();
         }
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -154,7 +211,7 @@ impl Report {
                 );
             }
         }
-        text
+        text + &self.sandbox.text()
     }
 }
 

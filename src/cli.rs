@@ -22,6 +22,7 @@ use crate::config::{Config, Listen, ServiceName};
 use crate::control::{self, Refused, State, Survey};
 use crate::demo::{self, DemoOptions};
 use crate::rbac::{Needs, Roles};
+use crate::sandbox::{self, Sandbox};
 use crate::systemd::Given;
 use crate::telemetry::LogFormat;
 use crate::{check, clock, convert, kubernetes, manual, probe, status};
@@ -51,6 +52,9 @@ enum Command {
         /// journal, text on a terminal, json elsewhere.
         #[arg(long, value_enum)]
         log_format: Option<Format>,
+        /// Give up no rights at the start: neither files nor ports nor system calls.
+        #[arg(long)]
+        no_sandbox: bool,
     },
     /// Read the configuration and every certificate, and show what would be used.
     ///
@@ -227,6 +231,13 @@ pub fn main() -> ExitCode {
         Ok(given) => given,
         Err(why) => return complain(FAILED_TO_START, &format!("what systemd has passed: {why}")),
     };
+    // Before any thread: it binds those that are started later.
+    let confined = match &arguments.command {
+        Command::Run {
+            file, no_sandbox, ..
+        } => Some(Confined::enter(&file.path(), *no_sandbox)),
+        _ => None,
+    };
     // One thread for whatever is no traffic; `run` starts others for that.
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -237,19 +248,69 @@ pub fn main() -> ExitCode {
             return complain(FAILED_TO_START, &format!("cannot start a runtime: {error}"));
         }
     };
-    let code = runtime.block_on(carry_out(arguments.command, given));
+    let code = runtime.block_on(carry_out(arguments.command, given, confined));
     // A look-up that hangs in the system's resolver must not keep the process.
     runtime.shutdown_background();
     code
 }
 
-async fn carry_out(command: Command, given: Given) -> ExitCode {
+/// What [`Command::Run`] gave up before it began.
+struct Confined {
+    sandbox: Sandbox,
+    warnings: Vec<String>,
+}
+
+impl Confined {
+    fn enter(path: &Path, no_sandbox: bool) -> Self {
+        let mut warnings = Vec::new();
+        if let Err(error) = sandbox::keep_memory_private() {
+            warnings.push(format!(
+                "core dumps and tracing cannot be switched off: {error}"
+            ));
+        }
+        let config = outline(path);
+        let sandbox = if no_sandbox {
+            Sandbox::off("--no-sandbox")
+        } else if !config.sandbox.enabled {
+            Sandbox::off("sandbox.enabled = false")
+        } else {
+            Sandbox::enter(rules(&config, path))
+        };
+        Self { sandbox, warnings }
+    }
+}
+
+/// The configuration as far as the file alone says it.
+fn outline(path: &Path) -> Config {
+    control::outline(path, &environment(), kubernetes::own_namespace())
+}
+
+/// What a sandbox for this configuration allows.
+fn rules(config: &Config, path: &Path) -> sandbox::Rules {
+    let environment = environment();
+    let cluster = match sandbox::needs_kubernetes(config) {
+        true => kubernetes::access(&config.kubernetes, &environment),
+        false => sandbox::ClusterAccess::default(),
+    };
+    let facts = sandbox::Facts {
+        path,
+        environment: &environment,
+        is_root: rustix::process::geteuid().is_root(),
+        cluster,
+    };
+    sandbox::rules(config, &facts)
+}
+
+async fn carry_out(command: Command, given: Given, confined: Option<Confined>) -> ExitCode {
     match command {
         Command::Run {
             file,
             strict,
             log_format,
+            no_sandbox: _,
         } => {
+            let Confined { sandbox, warnings } =
+                confined.expect("main has confined this command, and no other");
             let log_format = log_format.map(|format| match format {
                 Format::Text => LogFormat::Text,
                 Format::Json => LogFormat::Json,
@@ -260,6 +321,8 @@ async fn carry_out(command: Command, given: Given) -> ExitCode {
                 strict,
                 log_format,
                 environment: environment(),
+                sandbox,
+                warnings,
                 given,
             };
             // In a box: it is large, and the other commands would carry it with them.
@@ -267,7 +330,9 @@ async fn carry_out(command: Command, given: Given) -> ExitCode {
         }
         Command::Check { file, json } => match examine(file.path()).await {
             Ok(state) => {
-                let report = check::Report::of(&state, clock::unix_now());
+                let path = file.path();
+                let rules = rules(&outline(&path), &path);
+                let report = check::Report::of(&state, &rules, clock::unix_now());
                 let code = if report.is_good() { 0 } else { FAILED_TO_START };
                 print(json, &report, || report.text(), code)
             }

@@ -30,6 +30,7 @@ pub mod name;
 mod problem;
 mod reader;
 pub mod reference;
+pub mod sandbox;
 mod schema;
 mod syntax;
 mod value;
@@ -51,6 +52,10 @@ pub struct Config {
     pub admin: Admin,
     /// What is logged, and how.
     pub log: Log,
+    /// `[sandbox]`: counts at the start of the process.
+    pub sandbox: sandbox::Sandbox,
+    /// Every file that it names, for the sandbox.
+    pub named_files: sandbox::NamedFiles,
     /// How long open connections may go on after SIGTERM. Default 30 s.
     pub shutdown_timeout: Duration,
     /// Threads that carry connections; counts at the start of the process. Default: one for each
@@ -168,6 +173,8 @@ impl Config {
                 filter: "info".to_owned(),
                 connections: true,
             },
+            sandbox: sandbox::Sandbox::default(),
+            named_files: sandbox::NamedFiles::default(),
             shutdown_timeout: Duration::ZERO,
             workers: None,
             shutdown_delay: Duration::ZERO,

@@ -26,6 +26,7 @@ use crate::config::{Config, Service, ServiceName};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
+use crate::sandbox::{Lacking, Sandbox};
 use crate::shutdown::Shutdown;
 use crate::source::{
     self, Batch, Batches, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,
@@ -36,6 +37,7 @@ use crate::telemetry;
 use crate::workers::Workers;
 
 mod cluster;
+mod confined;
 mod credentials;
 mod endpoints;
 mod listeners;
@@ -45,6 +47,7 @@ mod state;
 mod text;
 
 use cluster::{Accepted, Assembly, Hindered, Parts};
+pub(crate) use confined::outline;
 use credentials::{Credentials, Judged, Verdict};
 use endpoints::Endpoints;
 use listeners::Listeners;
@@ -69,6 +72,7 @@ pub(crate) struct Setup {
     /// What is known of the Kubernetes cluster.
     pub(crate) cluster: Arc<Store>,
     pub(crate) shutdown: Shutdown,
+    pub(crate) sandbox: Sandbox,
     pub(crate) log: telemetry::Handle,
     pub(crate) version: &'static str,
 }
@@ -152,6 +156,7 @@ impl Control {
             },
             services: Vec::new(),
             discovery: None,
+            sandbox: setup.sandbox.report().clone(),
         };
         let (status, published) = watch::channel(Arc::new(first));
         let shutdown = setup.shutdown.clone();
@@ -307,7 +312,7 @@ impl Control {
         self.publish_routes();
         let mut result = None;
         if let Some(reading) = new_text {
-            self.text = config_text(Some(reading));
+            self.text = config_text(Some(&self.explained(reading)));
             result = Some(self.reload(trigger).await);
         } else if !answers.is_empty() && self.refused.is_some() {
             // The cause may be gone although the file is the same: an address that is free now.
@@ -414,7 +419,11 @@ impl Control {
     fn judge(&mut self, readings: &[Reading], trigger: Trigger) -> Vec<Judged> {
         let now = clock::unix_now();
         let provider = self.state.provider().clone();
-        let judged = self.state.credentials.judge(readings, now, &provider);
+        let explained: Vec<Reading> = readings
+            .iter()
+            .map(|reading| self.explained(reading).into_owned())
+            .collect();
+        let judged = self.state.credentials.judge(&explained, now, &provider);
         self.tell(&judged, trigger);
         judged
     }
@@ -540,6 +549,7 @@ impl Control {
             },
             services,
             discovery,
+            sandbox: self.setup.sandbox.report().clone(),
         });
         self.setup.metrics.mirror(&status);
         let before = self.status.send_replace(Arc::clone(&status));

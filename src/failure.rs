@@ -270,6 +270,9 @@ reasons! {
     /// The configuration was refused.
     BadConfig = "bad_config",
         "run tlsward check: it lists every mistake with its place";
+    /// The sandbox that was entered at the start does not hold what is needed now.
+    Sandboxed = "sandboxed",
+        "restart tlsward, which enters the sandbox for the files and ports of its new configuration; or widen [sandbox] for reloads to come (docs/sandbox.md)";
     /// The listener's address cannot be bound.
     BindFailed = "bind_failed",
         "another program has the address, or it is not this machine's; ss -ltnp shows who listens";

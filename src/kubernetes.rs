@@ -22,6 +22,7 @@ use tracing::{debug, error, info, warn};
 use crate::cluster::{Store, Subject, Wanted};
 use crate::config::kubernetes::Kubernetes;
 use crate::failure::{Explained, Reason};
+use crate::sandbox::ClusterAccess;
 pub(crate) use announce::announce;
 use collect::{Discovered, Filter};
 use follow::{Follower, Site};
@@ -63,6 +64,15 @@ pub(crate) fn own_namespace() -> Option<String> {
     let namespace = std::fs::read_to_string(NAMESPACE_FILE).ok()?;
     let namespace = namespace.trim();
     (!namespace.is_empty()).then(|| namespace.to_owned())
+}
+
+/// What the process needs to reach the API server, which a sandbox must leave it. Reads the
+/// kubeconfig that would count; what is wrong with it, [`run`] says.
+pub(crate) fn access(
+    settings: &Kubernetes,
+    environment: &BTreeMap<String, String>,
+) -> ClusterAccess {
+    server::access(settings, environment)
 }
 
 /// Follows what is wanted until `stop`. While nothing is, there is no client and no connection.

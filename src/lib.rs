@@ -44,6 +44,7 @@ mod probe;
 mod proxy;
 mod rbac;
 mod route;
+mod sandbox;
 mod shutdown;
 mod signal;
 mod source;

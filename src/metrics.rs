@@ -349,6 +349,7 @@ struct Memory {
 #[derive(Debug, Default)]
 struct Mirror {
     stopping: bool,
+    sandbox: Vec<(&'static str, bool)>,
     config_generation: u64,
     services: Vec<MirroredService>,
 }
@@ -394,6 +395,7 @@ impl Mirror {
             })
             .collect();
         Self {
+            sandbox: status.sandbox.parts().to_vec(),
             stopping: status.state == ProcessState::Stopping,
             config_generation: status.config.generation,
             services,

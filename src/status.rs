@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::config::kubernetes::ObjectRef;
 use crate::failure::{Explained, Failure};
+use crate::sandbox;
 use crate::tls::summary::CertificateSummary;
 use crate::tls::trust::CrlSummary;
 
@@ -27,6 +28,8 @@ pub(crate) struct Status {
     /// Why Services are not discovered, where they should be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discovery: Option<Explained>,
+    /// What the process gave up at its start.
+    pub sandbox: sandbox::Report,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -300,6 +303,7 @@ pub(crate) mod tests {
             },
             services,
             discovery: None,
+            sandbox: sandbox::Sandbox::off("a test").report().clone(),
         }
     }
 

@@ -15,6 +15,7 @@ use super::kubernetes::{
 use super::listeners::{Claim, Owner, Taken};
 use super::problem::{self, At, Findings, Wrong};
 use super::reader::Home;
+use super::sandbox::NamedFiles;
 use super::{Admin, Config, Listen, Log, Obstacle, Origins, ServiceName, Unbuilt};
 
 mod backend;
@@ -37,6 +38,7 @@ pub(super) fn assemble(
         workers,
         admin,
         log,
+        sandbox,
         kubernetes,
         home,
         defaults,
@@ -74,6 +76,8 @@ pub(super) fn assemble(
     }
 
     Config {
+        sandbox: sandbox.settings(),
+        named_files: NamedFiles::of(environment, &defaults, &written),
         admin,
         log: Log {
             filter: set_or(log.filter, "info".to_owned()),

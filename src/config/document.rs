@@ -13,6 +13,7 @@ use super::kubernetes::ObjectRef;
 use super::kubernetes::names::PortRef;
 use super::problem::{At, Wrong};
 use super::reader::{Home, Name, Reader, Value, Written};
+use super::sandbox::SandboxTable;
 use super::value::{self, CallerPattern};
 use super::{
     CaSource, Credential, CrlExpired, KeyExchange, Listen, NamePattern, RecordLayer, ServiceName,
@@ -64,6 +65,7 @@ pub(super) struct Document {
     pub(super) workers: Slot<NonZeroUsize>,
     pub(super) admin: AdminTable,
     pub(super) log: LogTable,
+    pub(super) sandbox: SandboxTable,
     pub(super) kubernetes: KubernetesTable,
     pub(super) home: Home,
     pub(super) defaults: ServiceTable,
@@ -190,6 +192,7 @@ impl Document {
             workers: Slot::Absent,
             admin: AdminTable::default(),
             log: LogTable::default(),
+            sandbox: SandboxTable::default(),
             kubernetes: kubernetes.unwrap_or_default(),
             home: reader.home.clone(),
             defaults: ServiceTable::default(),
@@ -222,6 +225,9 @@ impl Document {
                 }),
                 "log" => reader.table(&path, value, |reader, name, value| {
                     document.log.set(reader, "log", name, value);
+                }),
+                "sandbox" => reader.table(&path, value, |reader, name, value| {
+                    document.sandbox.set(reader, name, value);
                 }),
                 "defaults" => reader.table(&path, value, |reader, name, value| {
                     document.defaults.set(reader, "defaults", name, value);
@@ -539,14 +545,15 @@ pub(super) fn report_unknown(reader: &mut Reader<'_>, table: Table, path: &str, 
 /// What to write instead of an unknown key.
 fn suggestion(table: Table, word: &str) -> String {
     // Known elsewhere: in another table of ours, or in another program.
-    const ELSEWHERE: [Table; 5] = [
+    const ELSEWHERE: [Table; 6] = [
         Table::Top,
         Table::Service,
         Table::Tls,
+        Table::Sandbox,
         Table::Kubernetes,
         Table::Discovery,
     ];
-    for other in &ELSEWHERE[..3] {
+    for other in &ELSEWHERE[..4] {
         if *other != table && other.key(word).is_some() {
             return format!("{word} belongs {}", place_of(*other));
         }
@@ -558,6 +565,7 @@ fn suggestion(table: Table, word: &str) -> String {
         Table::Admin,
         Table::Log,
         Table::Top,
+        Table::Sandbox,
         Table::Kubernetes,
         Table::Discovery,
     ] {
@@ -576,10 +584,23 @@ fn suggestion(table: Table, word: &str) -> String {
     }
     let mut names: Vec<&str> = table.keys().iter().map(|key| key.name).collect();
     match table {
-        Table::Top => names.extend(["admin", "log", "kubernetes", "defaults", "services"]),
+        Table::Top => names.extend([
+            "admin",
+            "log",
+            "sandbox",
+            "kubernetes",
+            "defaults",
+            "services",
+        ]),
         Table::Service => names.push("tls"),
         Table::Kubernetes => names.push("discovery"),
-        Table::Admin | Table::Log | Table::Tls | Table::Discovery | Table::Backend | Table::Ca => {}
+        Table::Admin
+        | Table::Log
+        | Table::Sandbox
+        | Table::Tls
+        | Table::Discovery
+        | Table::Backend
+        | Table::Ca => {}
     }
     if let Some(name) = nearest(word, names.iter().copied()) {
         return format!("did you mean {name}?");
@@ -597,6 +618,7 @@ fn place_of(table: Table) -> &'static str {
         Table::Top => "outside of any table",
         Table::Admin => "in [admin]",
         Table::Log => "in [log]",
+        Table::Sandbox => "in [sandbox]",
         Table::Service => "in [services.NAME] or [defaults]",
         Table::Tls => "in [services.NAME.tls] or [defaults.tls]",
         Table::Kubernetes => "in [kubernetes]",

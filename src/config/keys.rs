@@ -2,6 +2,7 @@
 //! and the sample file read it.
 
 mod kubernetes;
+mod sandbox;
 
 /// One key.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(super) enum Kind {
     Text(&'static str, &'static str),
     /// A list of strings.
     Texts(&'static str, &'static str),
+    /// `"used"`, `"any"`, or a list of ports (whole numbers) and ranges of them (strings).
+    Ports,
     /// A string that is a name, or a whole number that is a port.
     TextOrPort(&'static str, &'static str),
     /// A string, a list of strings, or an inline table with these keys.
@@ -61,6 +64,8 @@ pub(super) enum Table {
     Admin,
     /// `[log]`.
     Log,
+    /// `[sandbox]`.
+    Sandbox,
     /// `[services.NAME]`; except for what is required also `[defaults]`.
     Service,
     /// `[services.NAME.tls]` and `[defaults.tls]`.
@@ -77,10 +82,11 @@ pub(super) enum Table {
 
 impl Table {
     /// In the order of the reference.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Top,
         Self::Admin,
         Self::Log,
+        Self::Sandbox,
         Self::Service,
         Self::Tls,
         Self::Kubernetes,
@@ -95,6 +101,7 @@ impl Table {
             Self::Top => TOP,
             Self::Admin => ADMIN,
             Self::Log => LOG,
+            Self::Sandbox => sandbox::SANDBOX,
             Self::Service => SERVICE,
             Self::Tls => TLS,
             Self::Kubernetes => kubernetes::KUBERNETES,

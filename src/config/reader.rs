@@ -212,6 +212,18 @@ impl<'a> Reader<'a> {
         written: &Written<'_>,
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Slot<Vec<T>> {
+        self.list_by(written, |reader, element| {
+            reader
+                .string(written.key, element)
+                .and_then(|text| parse(&text))
+        })
+    }
+
+    fn list_by<T: PartialEq>(
+        &mut self,
+        written: &Written<'_>,
+        parse: impl Fn(&Self, &Value<'_>) -> Parsed<T>,
+    ) -> Slot<Vec<T>> {
         if self.is_broken(written) {
             return Slot::Invalid;
         }
@@ -228,16 +240,13 @@ impl<'a> Reader<'a> {
         let mut list: Vec<T> = Vec::with_capacity(elements.len());
         let mut valid = true;
         for element in elements.iter() {
-            let parsed = self
-                .string(written.key, element)
-                .and_then(|text| parse(&text))
-                .and_then(|item| match list.contains(&item) {
-                    true => Err(Wrong::new(
-                        "the list says this twice",
-                        "remove one of the two",
-                    )),
-                    false => Ok(item),
-                });
+            let parsed = parse(self, element).and_then(|item| match list.contains(&item) {
+                true => Err(Wrong::new(
+                    "the list says this twice",
+                    "remove one of the two",
+                )),
+                false => Ok(item),
+            });
             match parsed {
                 Ok(item) => list.push(item),
                 Err(wrong) => {
@@ -251,6 +260,20 @@ impl<'a> Reader<'a> {
             true => Slot::Set(list, written.at()),
             false => Slot::Invalid,
         }
+    }
+
+    /// A list of ports, each a whole number or a string, none of them twice.
+    pub(super) fn list_of_ports<T: PartialEq>(
+        &mut self,
+        written: &Written<'_>,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Slot<Vec<T>> {
+        self.list_by(written, |reader, element| match element.get_ref() {
+            DeValue::Integer(number) => parse(number.as_str()),
+            _ => reader
+                .string(written.key, element)
+                .and_then(|text| parse(&text)),
+        })
     }
 
     /// A string, or a list of strings that is not empty.
@@ -414,6 +437,7 @@ pub(super) fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
         }
         Kind::TextOrPort(what, _) => what.to_owned(),
         Kind::Texts(what, _) => format!("a list; each element is {what}"),
+        Kind::Ports => "\"used\", \"any\" or a list of ports".to_owned(),
     };
     if let (Kind::TextsOrTable(what, ..), DeValue::Table(_)) = (&key.kind, value) {
         return Wrong::new(
@@ -440,6 +464,7 @@ pub(super) fn mismatch(key: &Key, value: &DeValue<'_>) -> Wrong {
             format!("write \"{}\" in quotes", number.as_str())
         }
         (Kind::Texts(..) | Kind::Choices(_), DeValue::String(text)) => format!("write [{text:?}]"),
+        (Kind::Ports, DeValue::Integer(port)) => format!("write [{port}]"),
         _ => mismatch_fix(key),
     };
     Wrong::new(
@@ -474,5 +499,6 @@ fn mismatch_fix(key: &Key) -> String {
             format!("write for example {name} = {example:?}")
         }
         Kind::Texts(_, example) => format!("write for example {name} = [{example:?}]"),
+        Kind::Ports => format!("write for example {name} = [8443, \"7000-7099\"]"),
     }
 }

@@ -52,6 +52,7 @@ impl Table {
             Self::Top => "Outside of any table",
             Self::Admin => "`[admin]`",
             Self::Log => "`[log]`",
+            Self::Sandbox => "`[sandbox]`",
             Self::Service => "`[services.NAME]` and `[defaults]`",
             Self::Tls => "`[services.NAME.tls]` and `[defaults.tls]`",
             Self::Kubernetes => "`[kubernetes]`",
@@ -98,5 +99,9 @@ fn value(kind: &Kind) -> String {
         Kind::TextsOrTable(what, ..) => format!("{what}, a list, or a table"),
         Kind::TextOrTables(what, ..) => format!("{what}, a table, or a list of tables"),
         Kind::Texts(what, _) => format!("list; each: {what}"),
+        Kind::Ports => {
+            "`\"used\"`, `\"any\"`, or a list of ports and ranges such as `[8443, \"7000-7099\"]`"
+                .to_owned()
+        }
     }
 }

@@ -39,6 +39,14 @@ pub fn schema() -> Value {
             ("admin", object(Table::Admin, [], "The admin endpoints.")),
             ("log", object(Table::Log, [], "What is logged.")),
             (
+                "sandbox",
+                object(
+                    Table::Sandbox,
+                    [],
+                    "What the process keeps beside what it needs.",
+                ),
+            ),
+            (
                 "kubernetes",
                 object(
                     Table::Kubernetes,
@@ -172,6 +180,20 @@ fn property(key: &Key) -> Value {
                 },
             ],
             "examples": [example],
+        }),
+        Kind::Ports => json!({
+            "anyOf": [
+                { "enum": ["used", "any"] },
+                {
+                    "type": "array", "uniqueItems": true,
+                    "items": { "anyOf": [
+                        { "type": "integer", "minimum": 1, "maximum": u16::MAX },
+                        { "type": "string", "minLength": 1 },
+                    ] },
+                },
+                variable(),
+            ],
+            "examples": [[8443, "7000-7099"]],
         }),
         Kind::Texts(_, example) => json!({
             "type": "array", "uniqueItems": true,

@@ -248,6 +248,16 @@ fn bare_value(key: &Key, source: &str) -> Option<Wrong> {
             format!("{source} is not a possible value"),
             format!("write {}", quoted(words)),
         ),
+        (Kind::Ports, _)
+            if source
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'-') =>
+        {
+            Wrong::new(
+                "a list of ports stands in brackets, and ranges in quotes",
+                format!("write [\"{source}\"]"),
+            )
+        }
         (Kind::Texts(..) | Kind::Choices(_), _) => Wrong::new(
             "a list stands in brackets and its strings in quotes",
             format!("write [\"{source}\"]"),

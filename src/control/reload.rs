@@ -39,6 +39,8 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 struct Prepared {
     listeners: Vec<Bound>,
     endpoints: endpoints::Prepared,
+    /// Discovered services that need what the sandbox does not hold.
+    outside: BTreeMap<ServiceName, Hindered>,
     /// Discovered services whose listeners are not to be had.
     no_listener: BTreeMap<ServiceName, Hindered>,
 }
@@ -175,6 +177,7 @@ impl Control {
             self.assemble_at = Some(Instant::now() + LISTEN_AGAIN);
         }
         hindered.extend(prepared.no_listener.clone());
+        hindered.extend(prepared.outside.clone());
         self.tell_hindered(&stale, &hindered);
         self.stale = stale;
         self.hindered = hindered;
@@ -204,9 +207,11 @@ impl Control {
             accepted: &self.accepted,
         };
         let mut assembly = cluster::assemble(&parts, followed, limit).await?;
+        let outside = self.confine(&mut assembly.config)?;
         self.start_workers(&assembly.config)?;
         let plan = self.state.plan(&assembly.config, &self.listeners.held());
-        let prepared = self.prepare(&plan, &mut assembly.config)?;
+        let mut prepared = self.prepare(&plan, &mut assembly.config)?;
+        prepared.outside = outside;
         Ok((assembly, prepared))
     }
 
@@ -313,6 +318,7 @@ impl Control {
             Some(endpoints) if failures.is_empty() => Ok(Prepared {
                 listeners,
                 endpoints,
+                outside: BTreeMap::new(),
                 no_listener,
             }),
             Some(_) | None => Err(Refused {
@@ -338,6 +344,9 @@ impl Control {
         };
         if self.generation > 0 && config.workers != self.state.config.workers {
             warn!("workers was changed: it counts from the next start on");
+        }
+        if self.generation > 0 && config.sandbox != self.state.config.sandbox {
+            warn!("[sandbox] was changed: it counts from the next start on");
         }
         if config.log != self.state.config.log {
             // Checked before.

@@ -34,6 +34,11 @@ use tower::{BoxError, ServiceBuilder, ServiceExt as _, service_fn};
 use tracing::warn;
 
 use super::connection::Io;
+
+mod access;
+
+pub(super) use access::access;
+
 use crate::config::kubernetes::Kubernetes;
 
 /// A peer that has gone without a word is noticed after 30 s: by then a watch is begun anew, which

@@ -139,6 +139,7 @@ fn every_family_is_described_once_before_its_samples_and_named_by_the_rules() {
         ("tlsward_memory_waits_total", "counter"),
         ("tlsward_reload_last_success_seconds", "gauge"),
         ("tlsward_reloads_total", "counter"),
+        ("tlsward_sandbox", "gauge"),
         ("tlsward_service_ready", "gauge"),
         ("tlsward_start_time_seconds", "gauge"),
         ("tlsward_stopping", "gauge"),

@@ -143,6 +143,17 @@ impl Inner {
                 MetricType::Gauge,
             )?
             .encode_gauge(&i64::from(mirror.stopping))?;
+        let mut family = encoder.encode_descriptor(
+            "sandbox",
+            "1 where this part of the sandbox is in force, else 0.",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (part, on) in &mirror.sandbox {
+            family
+                .encode_family(&[("part", *part)])?
+                .encode_gauge(&i64::from(*on))?;
+        }
         encoder
             .encode_descriptor(
                 "config_generation",

@@ -97,8 +97,9 @@ impl Bound {
             let socket = Socket::from(socket);
             socket.set_nonblocking(true)?;
             if !is_unix(&socket) {
-                // Accepted sockets inherit it.
+                // Accepted sockets inherit both; the first route says whether there are probes.
                 socket.set_tcp_nodelay(true)?;
+                socket.set_keepalive(false)?;
             }
             let file = file.take().inspect(|file| file.stays(true));
             Ok(Place { socket, file })
@@ -288,6 +289,21 @@ mod tests {
         assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
         let _listening = bound.listen().unwrap();
         std::net::TcpStream::connect(free).unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_was_handed_over_has_our_options_and_not_those_of_before() {
+        let before = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = Listen::Tcp(before.local_addr().unwrap());
+        let options = Socket::from(before.try_clone().unwrap());
+        options.set_keepalive(true).unwrap();
+        let bound = Bound::handed(&listen, [before.into()], None).unwrap();
+        assert!(bound.listens());
+        assert!(options.nonblocking().unwrap());
+        assert!(options.tcp_nodelay().unwrap());
+        assert!(!options.keepalive().unwrap());
+        let listening = bound.listen().unwrap();
+        assert!(listening.own().is_none(), "it is kept already");
     }
 
     #[test]

@@ -67,6 +67,42 @@ fn write_process(text: &mut String, status: &Value, now: i64) {
             &format!("memory {} of {}", mebibytes(in_use), mebibytes(limit)),
         );
     }
+    if status.pointer("/sandbox").is_some() {
+        line(text, &sandbox(status));
+    }
+}
+
+/// How much of the sandbox there is, of what parts, and why not more.
+fn sandbox(status: &Value) -> String {
+    let at = |place: &str| format!("/sandbox/{place}");
+    let (style, state) = match word(status, "/sandbox/state").as_str() {
+        "on" => (GOOD, "on"),
+        "partly" => (NOTICE, "partly on"),
+        _ => (NOTICE, "off"),
+    };
+    let parts = [
+        ("files", "files"),
+        ("tcp", "TCP ports"),
+        ("signals", "signals"),
+        ("abstract_sockets", "abstract sockets"),
+        ("seccomp", "system calls"),
+    ];
+    let on = |place: &str| status.pointer(&at(place)) == Some(&Value::Bool(true));
+    let parts: Vec<&str> = parts
+        .into_iter()
+        .filter_map(|(place, name)| on(place).then_some(name))
+        .collect();
+    let mut text = format!("sandbox {style}{state}{style:#}");
+    if !parts.is_empty() {
+        let _ = write!(text, ": {}", parts.join(", "));
+    }
+    if let Some(abi) = number(status, "/sandbox/landlock_abi") {
+        let _ = write!(text, " (Landlock {abi})");
+    }
+    if let Some(why) = status.pointer("/sandbox/why").and_then(Value::as_str) {
+        let _ = write!(text, " ({})", printable(why));
+    }
+    text
 }
 
 fn service_table(services: &[Value], now: i64) -> String {
@@ -162,6 +198,12 @@ fn write_problems(text: &mut String, status: &Value, services: &[Value], now: i6
             .iter()
             .filter_map(Value::as_str)
             .map(|warning| format!("configuration: {}", printable(warning))),
+    );
+    warnings.extend(
+        list(status, "/sandbox/left_out")
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|what| format!("sandbox: {}", printable(what))),
     );
     if status.pointer("/memory/callers_wait") == Some(&Value::Bool(true)) {
         warnings.push(

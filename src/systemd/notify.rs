@@ -384,4 +384,4 @@ fn one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::systemd) mod tests;

@@ -203,6 +203,7 @@ impl Sockets {
                 // Somebody may have removed the path meanwhile, or put another socket there: nobody
                 // can reach this one then.
                 let file = SocketFile::at(path).ok();
+                let file = file.inspect(|file| file.stays(true));
                 let Some(file) = file.filter(|file| kept_name(listen, Some(file.id())) == name)
                 else {
                     self.useless.push(name);

@@ -46,7 +46,7 @@ impl Identity {
             key,
             mut warnings,
         } = pem::chain_and_key(material)?;
-        let key = load_key(key, key_part, provider)?;
+        let key = load_key(key.into_der(), key_part, provider)?;
         let certificates = read_chain(&chain, cert_part)?;
         check_key_fits(&certificates, key.as_ref(), cert_part, key_part)?;
         let (leaf, _) = &certificates[0];
@@ -80,6 +80,7 @@ impl fmt::Debug for Identity {
 
 type Parsed<'a> = (CertificateSummary, X509Certificate<'a>);
 
+/// The key, or why not. The provider wipes the bytes in either case.
 fn load_key(
     key: PrivateKeyDer<'static>,
     part: &Part,

@@ -1,11 +1,15 @@
 //! From the bytes of a file to certificates, a private key or revocation lists.
 //!
-//! What `rustls-pki-types` reads is read by it. A scan of our own goes before, because that parser
+//! What `rustls-pki-types` reads is read by it, but for private keys, of which it leaves copies in
+//! memory. A scan of our own goes before, because that parser
 //! passes in silence over what an operator must hear of: blocks of another kind, an `END` and a
 //! `BEGIN` glued together where files were joined without a line break (the second certificate
 //! would be lost), encrypted keys. No message ever quotes the file: a line may be a key.
 #![warn(clippy::indexing_slicing)]
 
+use std::ops::Range;
+
+use base64ct::{Base64, Base64Unpadded, Encoding as _};
 use rustls_pki_types::pem::{PemObject, SectionKind};
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs1KeyDer,
@@ -14,6 +18,7 @@ use rustls_pki_types::{
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
+use zeroize::Zeroizing;
 
 use crate::failure::{Explained, Reason};
 use crate::material::{IdentityMaterial, Part};
@@ -21,9 +26,58 @@ use crate::material::{IdentityMaterial, Part};
 /// Certificates as given, and the one private key.
 pub(super) struct ChainAndKey {
     pub(super) chain: Vec<CertificateDer<'static>>,
-    pub(super) key: PrivateKeyDer<'static>,
+    pub(super) key: Key,
     /// What is odd but not wrong.
     pub(super) warnings: Vec<String>,
+}
+
+/// A private key as DER, wiped when dropped.
+pub(super) struct Key {
+    der: Zeroizing<Vec<u8>>,
+    encoding: Encoding,
+}
+
+#[derive(Clone, Copy)]
+enum Encoding {
+    Pkcs8,
+    Pkcs1,
+    Sec1,
+}
+
+impl Key {
+    /// The same bytes, for one who wipes them: rustls' `KeyProvider` does.
+    pub(super) fn into_der(mut self) -> PrivateKeyDer<'static> {
+        let der = std::mem::take(&mut *self.der);
+        match self.encoding {
+            Encoding::Pkcs8 => PrivatePkcs8KeyDer::from(der).into(),
+            Encoding::Pkcs1 => PrivatePkcs1KeyDer::from(der).into(),
+            Encoding::Sec1 => PrivateSec1KeyDer::from(der).into(),
+        }
+    }
+}
+
+/// How a block holds a private key, if it holds one.
+fn encoding(kind: SectionKind) -> Option<Encoding> {
+    match kind {
+        SectionKind::PrivateKey => Some(Encoding::Pkcs8),
+        SectionKind::RsaPrivateKey => Some(Encoding::Pkcs1),
+        SectionKind::EcPrivateKey => Some(Encoding::Sec1),
+        _ => None,
+    }
+}
+
+/// The base64 between a `BEGIN` and an `END`, as `rustls-pki-types` takes it: in time that does not
+/// depend on the key, and within one buffer, which is wiped. `None` where it is none.
+fn decode(body: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let mut text = Zeroizing::new(Vec::with_capacity(body.len()));
+    text.extend(body.iter().filter(|byte| !byte.is_ascii_whitespace()));
+    let decoded = match text.len() % 4 {
+        0 => Base64::decode_in_place(&mut text),
+        _ => Base64Unpadded::decode_in_place(&mut text),
+    };
+    let length = decoded.ok()?.len();
+    text.truncate(length);
+    Some(text)
 }
 
 /// The chain and the key of an identity.
@@ -128,7 +182,7 @@ pub(super) fn revocation_lists(
 #[derive(Default)]
 struct Blocks {
     certificates: Vec<CertificateDer<'static>>,
-    keys: Vec<PrivateKeyDer<'static>>,
+    keys: Vec<Key>,
     lists: Vec<CertificateRevocationListDer<'static>>,
     /// An encrypted private key, by the line of its `BEGIN`.
     encrypted: Option<usize>,
@@ -152,30 +206,30 @@ impl Blocks {
             kinds: scan.kinds,
             ..Self::default()
         };
-        let mut known = scan.known.into_iter();
-        for item in <(SectionKind, Vec<u8>)>::pem_slice_iter(bytes) {
-            let line = known.next();
-            let Ok((kind, der)) = item else {
-                if line.is_some() && line == scan.encrypted {
-                    // The parser stumbles over the header lines; `take_key` says why.
-                    continue;
-                }
-                // Not the parser's own words: they may quote the file.
-                let place =
-                    line.map_or_else(String::new, |line| format!(" that starts on line {line}"));
-                return Err(bad_pem(
-                    part,
-                    &format!("the block{place} is damaged: it is not valid base64"),
-                ));
+        for block in scan.known {
+            if Some(block.line) == scan.encrypted {
+                // Its header lines are no base64; `take_key` says why.
+                continue;
+            }
+            // Not the parsers' own words: they may quote the file.
+            let damaged = || {
+                let line = block.line;
+                let problem = format!(
+                    "the block that starts on line {line} is damaged: it is not valid base64"
+                );
+                bad_pem(part, &problem)
             };
+            let piece = |range: Range<usize>| bytes.get(range).ok_or_else(damaged);
+            if let Some(encoding) = encoding(block.kind) {
+                let der = decode(piece(block.body.clone())?).ok_or_else(damaged)?;
+                blocks.keys.push(Key { der, encoding });
+                continue;
+            }
+            let (kind, der) = <(SectionKind, Vec<u8>)>::from_pem_slice(piece(block.whole.clone())?)
+                .map_err(|_| damaged())?;
             match kind {
                 SectionKind::Certificate => blocks.certificates.push(der.into()),
                 SectionKind::Crl => blocks.lists.push(der.into()),
-                SectionKind::PrivateKey => blocks.keys.push(PrivatePkcs8KeyDer::from(der).into()),
-                SectionKind::RsaPrivateKey => {
-                    blocks.keys.push(PrivatePkcs1KeyDer::from(der).into());
-                }
-                SectionKind::EcPrivateKey => blocks.keys.push(PrivateSec1KeyDer::from(der).into()),
                 _ => {}
             }
         }
@@ -187,11 +241,7 @@ impl Blocks {
     }
 
     /// The only key.
-    fn take_key(
-        mut self,
-        part: &Part,
-        fix: &str,
-    ) -> Result<(Self, PrivateKeyDer<'static>), Explained> {
+    fn take_key(mut self, part: &Part, fix: &str) -> Result<(Self, Key), Explained> {
         if let Some(line) = self.encrypted {
             return Err(Explained::new(
                 Reason::BadKey,
@@ -232,14 +282,26 @@ const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 
 /// What a walk over the lines finds.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 struct Scan {
     /// The kinds of block, in order, each once.
     kinds: Vec<String>,
-    /// The line, from 1, of each block that `rustls-pki-types` will yield.
-    known: Vec<usize>,
+    /// The blocks of kinds that are known, in order.
+    known: Vec<Block>,
     /// The line of an encrypted private key.
     encrypted: Option<usize>,
+}
+
+/// A block, by where it is in the bytes.
+#[derive(Debug, PartialEq)]
+struct Block {
+    /// That of its `BEGIN`, from 1.
+    line: usize,
+    kind: SectionKind,
+    /// From its `BEGIN` to its `END`.
+    whole: Range<usize>,
+    /// What stands between those lines.
+    body: Range<usize>,
 }
 
 /// Walks over the lines: text between blocks is allowed (RFC 7468 section 2), everything that
@@ -247,9 +309,12 @@ struct Scan {
 fn scan(bytes: &[u8]) -> Result<Scan, String> {
     let mut found = Scan::default();
     let mut open: Option<(&[u8], usize)> = None;
-    for (index, line) in lines(bytes).enumerate() {
+    // Of a block that is open.
+    let (mut begin, mut body) = (0, 0);
+    for (index, (at, line)) in lines(bytes).enumerate() {
         let number = index + 1;
         let line = line.trim_ascii_end();
+        let end = at + line.len();
         match open {
             None if line.starts_with(BEGIN) => {
                 let label = label(line, BEGIN).ok_or_else(|| {
@@ -259,12 +324,10 @@ fn scan(bytes: &[u8]) -> Result<Scan, String> {
                 if label == b"ENCRYPTED PRIVATE KEY" {
                     found.encrypted.get_or_insert(number);
                 }
-                if SectionKind::try_from(label).is_ok() {
-                    found.known.push(number);
-                }
                 if !found.kinds.contains(&kind) {
                     found.kinds.push(kind);
                 }
+                (begin, body) = (at, end);
                 open = Some((label, number));
             }
             None => {
@@ -291,6 +354,14 @@ fn scan(bytes: &[u8]) -> Result<Scan, String> {
                          something follows it on the line (files joined without a line break?)"
                     ));
                 }
+                if let Ok(kind) = SectionKind::try_from(label_open) {
+                    found.known.push(Block {
+                        line: started,
+                        kind,
+                        whole: begin..end,
+                        body: body..at,
+                    });
+                }
                 open = None;
             }
             Some((_, started)) => {
@@ -313,11 +384,24 @@ fn scan(bytes: &[u8]) -> Result<Scan, String> {
     }
 }
 
-/// Lines end with LF, CR LF or CR.
-fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split(|byte| *byte == b'\n').flat_map(|line| {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        line.split(|byte| *byte == b'\r')
+/// Lines, and where they begin. They end with LF, CR LF or CR.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut at = 0;
+    let lines = bytes.split(|byte| *byte == b'\n').flat_map(|line| {
+        let is_last_cr = line.ends_with(b"\r");
+        let inner = line.strip_suffix(b"\r").unwrap_or(line);
+        let count = inner.split(|byte| *byte == b'\r').count();
+        let pieces = inner.split(|byte| *byte == b'\r').enumerate();
+        // The end of a piece: CR, or CR LF, or LF.
+        pieces.map(move |(index, piece)| {
+            let crlf = index + 1 == count && is_last_cr;
+            (piece, 1 + usize::from(crlf))
+        })
+    });
+    lines.map(move |(line, end)| {
+        let begins = at;
+        at += line.len() + end;
+        (begins, line)
     })
 }
 

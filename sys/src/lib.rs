@@ -12,6 +12,8 @@ use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 pub use self::heap::give_back_free_memory;
 pub use self::inherited::take_inherited;
 
+#[cfg(feature = "attempts")]
+pub mod attempts;
 mod heap;
 mod inherited;
 

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::net::{Caller, Ending, address};
-use crate::support::proxy::LogLine;
+use crate::support::proxy::{ANY_PORTS, LogLine};
 use crate::support::scene::{NAME, Scene, visit};
 use crate::support::until;
 use crate::support::upstream::Behaviour;
@@ -118,7 +118,8 @@ async fn during_shutdown_delay_readiness_is_denied_and_new_callers_are_served() 
 
 #[tokio::test]
 async fn during_shutdown_delay_certificates_and_configuration_are_renewed() {
-    let scene = scene_ending("shutdown_delay = \"5m\"").await;
+    let top = format!("{ANY_PORTS}\nshutdown_delay = \"5m\"");
+    let scene = Scene::topped(&top, Behaviour::Identify, |it| it).await;
     scene.proxy.signal(Signal::TERM);
     denies_readiness(&scene).await;
     let renewed = scene.pki.client(NAME);

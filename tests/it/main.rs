@@ -25,6 +25,7 @@ mod half_close;
 mod handshakes;
 mod interop;
 mod journal;
+mod key_memory;
 mod kit;
 #[cfg(feature = "kubernetes")]
 mod kube_server;

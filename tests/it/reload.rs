@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::support::net::{Caller, Ending, address};
 use crate::support::pki::Pki;
-use crate::support::proxy::{Config, Proxy, Service};
+use crate::support::proxy::{ANY_PORTS, Config, Proxy, Service};
 use crate::support::scene::{NAME, Scene, introduce, visit};
 use crate::support::until;
 use crate::support::upstream::{Behaviour, Upstream};
@@ -43,7 +43,7 @@ async fn is_closed(service: &Service) {
 async fn an_added_service_is_served_and_the_others_are_not_touched() {
     let town = Town::new().await;
     let (old, new) = (town.service("old"), town.service("new"));
-    let config = Config::of([old.clone()]);
+    let config = Config::of([old.clone()]).top(ANY_PORTS);
     let proxy = Proxy::start(&town.pki, &config).await;
     let (mut open, _) = introduce(&old).await;
     proxy
@@ -58,7 +58,7 @@ async fn an_added_service_is_served_and_the_others_are_not_touched() {
 async fn a_saved_file_is_taken_up_without_being_asked() {
     let town = Town::new().await;
     let (old, new) = (town.service("old"), town.service("new"));
-    let config = Config::of([old.clone()]);
+    let config = Config::of([old.clone()]).top(ANY_PORTS);
     let proxy = Proxy::start(&town.pki, &config).await;
     proxy.write_config(&config.with_services([old, new.clone()]));
     proxy
@@ -73,7 +73,7 @@ async fn a_saved_file_is_taken_up_without_being_asked() {
 async fn a_file_that_an_editor_puts_in_the_place_of_the_old_is_taken_up() {
     let town = Town::new().await;
     let (old, new) = (town.service("old"), town.service("new"));
-    let config = Config::of([old.clone()]);
+    let config = Config::of([old.clone()]).top(ANY_PORTS);
     let proxy = Proxy::start(&town.pki, &config).await;
     let file = proxy.config_file();
     let draft = file.with_extension("toml.draft");
@@ -148,7 +148,7 @@ async fn a_removed_service_closes_its_listener_and_its_connections_go_on() {
 
 #[tokio::test]
 async fn a_changed_upstream_applies_to_new_connections_only() {
-    let scene = Scene::new(Behaviour::Identify).await;
+    let scene = Scene::topped(ANY_PORTS, Behaviour::Identify, |it| it).await;
     let (mut open, _) = scene.introduce().await;
     let other = Upstream::behaving(&scene.pki, Behaviour::Greet(b"other\n".to_vec())).await;
     let changed = scene
@@ -199,7 +199,7 @@ async fn two_services_can_swap_their_ports() {
 async fn a_port_in_use_leaves_everything_as_it_was() {
     let town = Town::new().await;
     let old = town.service("old");
-    let config = Config::of([old.clone()]);
+    let config = Config::of([old.clone()]).top(ANY_PORTS);
     let proxy = Proxy::start(&town.pki, &config).await;
     let taken = TcpListener::bind(address()).await.unwrap();
     let fine = town.service("fine");
@@ -287,7 +287,7 @@ async fn a_hundred_reloads_under_load_lose_no_connection() {
     let collides = town
         .service("collides")
         .listening_on(taken.local_addr().unwrap());
-    let config = Config::of([steady.clone(), left.clone(), right.clone()]);
+    let config = Config::of([steady.clone(), left.clone(), right.clone()]).top(ANY_PORTS);
     let proxy = Proxy::start(&town.pki, &config).await;
     let (mut open, _) = introduce(&steady).await;
 

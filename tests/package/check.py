@@ -253,9 +253,9 @@ class Machine:
 
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
-        for each in ("upper", "work", "root"):
+        for each in ("upper", "merged"):
             (self.directory / each).mkdir()
-        self.root = self.directory / "root"
+        self.root = self.directory / "merged"
         # Held open by a process of ours; nsenter's commands join it.
         self.holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-ec", self.FURNISH, "sh", self.directory, OUT],
@@ -265,24 +265,25 @@ class Machine:
             raise SystemExit("no mount namespace with an overlay: see above")
         stand_in = self.directory / "systemctl"
         stand_in.write_text(STAND_IN)
-        self("install -m 755 /media/systemctl /usr/local/sbin/systemctl")
+        # rpm's scripts look in /usr/bin only. A policy-rc.d of this machine must not answer for another.
+        self("install -m 755 /media/systemctl /usr/bin/systemctl; rm -f /usr/sbin/policy-rc.d")
         self("mkdir -p /run/systemd/system; : >/run/asked")
 
     FURNISH = """
         mount -t tmpfs none "$1/upper" && mkdir "$1/upper/u" "$1/upper/w"
-        mount -t overlay -o "lowerdir=/,upperdir=$1/upper/u,workdir=$1/upper/w" none "$1/root"
-        mount -t tmpfs none "$1/root/run"
-        mount -t tmpfs none "$1/root/tmp"
-        mount --rbind /dev "$1/root/dev"
-        mount -t proc none "$1/root/proc"
-        mount --bind "$2" "$1/root/mnt"
-        mount --bind "$1" "$1/root/media"
+        mount -t overlay -o "lowerdir=/,upperdir=$1/upper/u,workdir=$1/upper/w" none "$1/merged"
+        mount -t tmpfs none "$1/merged/run"
+        mount -t tmpfs none "$1/merged/tmp"
+        mount --rbind /dev "$1/merged/dev"
+        mount -t proc none "$1/merged/proc"
+        mount --bind "$2" "$1/merged/mnt"
+        mount --bind "$1" "$1/merged/media"
         echo ready
         read end
     """
 
     def __call__(self, script, check=True):
-        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        path = "/usr/sbin:/usr/bin:/sbin:/bin"
         return run(
             "nsenter", f"--mount=/proc/{self.holder.pid}/ns/mnt", "chroot", self.root, "env", "-i", f"PATH={path}",
             "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "sh", "-ec", script, check=check,
@@ -344,7 +345,7 @@ def install(machine, deb):
     machine("install -d -o tlsward /run/tlsward")
     # The process serves as its user, with nothing but the file as it comes.
     served = machine("""
-        setpriv --reuid tlsward --regid tlsward --init-groups tlsward run --no-sandbox >/run/log 2>&1 & pid=$!
+        setpriv --reuid tlsward --regid tlsward --init-groups tlsward run >/run/log 2>&1 & pid=$!
         left=100; until [ -S /run/tlsward/admin.sock ]; do left=$((left - 1)); [ $left -gt 0 ]; sleep 0.1; done
         tlsward status; tlsward stop --wait; wait $pid""", check=False)
     claim(served.returncode == 0, f"it runs as it comes: {served.stdout}{served.stderr}{machine('cat /run/log').stdout}")
@@ -362,20 +363,20 @@ def install(machine, deb):
 def upgrade(machine, deb, directory):
     print("  upgrade")
     machine("""
-        deb-systemd-helper enable tlsward.service >/dev/null
+        mkdir -p /etc/systemd/system/multi-user.target.wants
+        ln -s /usr/lib/systemd/system/tlsward.service /etc/systemd/system/multi-user.target.wants/
         echo '# mine' >>/etc/tlsward/config.toml
         install -m 600 /dev/null /etc/tlsward/certs/tls.key
         chmod 700 /etc/tlsward/certs
     """)
-    claim(machine.exists(ENABLED), "it can be enabled")
     machine.asked()
     same = newer(deb, directory)
     # Two that run; only the second has a mistake in its configuration.
     start = """
         install -d -o tlsward /run/tlsward /run/tlsward-bad
         printf '[admin]\\nlisten = "unix:/run/tlsward-bad/admin.sock"\\n[services]\\n' >/etc/tlsward/bad.toml
-        tlsward run --no-sandbox --config /etc/tlsward/config.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward.service
-        tlsward run --no-sandbox --config /etc/tlsward/bad.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward@bad.service
+        tlsward run --config=/etc/tlsward/config.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward.service
+        tlsward run -c /etc/tlsward/bad.toml >/run/log 2>&1 & echo $! >/run/pid-tlsward@bad.service
         for each in tlsward tlsward-bad; do
             left=100; until [ -S /run/$each/admin.sock ]; do left=$((left - 1)); [ $left -gt 0 ]; sleep 0.1; done
         done

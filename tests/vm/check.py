@@ -9,7 +9,7 @@ check.py [options] [SCENARIO…]      all scenarios, or those named; the exit co
   --optional-minutes N those outside of the short list begin only within this time; what is left out is named
   --tcg                emulate the processor, even where it can be shared
   --list               names the scenarios
-  --shell              boots, installs nothing, and gives you the guest's console; "poweroff" ends it
+  --shell              boots, and gives you the guest's console; "poweroff" or Ctrl-A X ends it
 
 Needs qemu-system-x86, mmdebstrap, e2fsprogs and root. Images are kept in target/vm; what the guest's
 journal and console said of a failed scenario is in target/vm/logs.
@@ -65,8 +65,6 @@ def files(deb, directory):
     """What the guest sees as /files: its tools, the package, and the same under a newer version."""
     shutil.copytree(HERE / "guest", directory / "guest")
     shutil.copytree(ROOT / "docs", directory / "docs")
-    if deb is None:
-        return
     shutil.copy(deb, directory / "tlsward.deb")
     with tempfile.TemporaryDirectory() as unpacked:
         subprocess.run(["dpkg-deb", "-R", deb, unpacked], check=True)
@@ -96,7 +94,7 @@ def main():
     deadline = began + 60 * given.minutes
     with tempfile.TemporaryDirectory(prefix="files-", dir=CACHE) as directory:
         directory = pathlib.Path(directory)
-        files(None if given.shell else given.deb or package(), directory)
+        files(given.deb or package(), directory)
         if given.shell:
             return machine.console(base, directory, tcg)
         with machine.Machine(base, directory, LOGS, tcg, deadline) as vm:

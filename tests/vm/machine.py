@@ -176,7 +176,9 @@ def console(image, files, tcg):
         directory = pathlib.Path(directory)
         images.filesystem(files, directory / "files.ext4", "512M", "files")
         subprocess.run(["cp", "--sparse=always", image.disk, directory / "disk.ext4"], check=True)
-        return subprocess.run(qemu(image, directory, tcg)).returncode
+        command = qemu(image, directory, tcg, more="")
+        command[command.index("-serial") + 1] = "mon:stdio"
+        return subprocess.run(command).returncode
 
 
 def until(seconds, what, every=0.05):
@@ -198,13 +200,17 @@ def kvm():
     return bool({"vmx", "svm"} & flags) and os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
-def qemu(image, directory, tcg):
+# Nobody answers there: it would start again and again.
+NO_LOGIN = "systemd.mask=serial-getty@ttyS0.service"
+
+
+def qemu(image, directory, tcg, more=NO_LOGIN):
     accelerator = ["-accel", "tcg,thread=multi", "-cpu", "max"] if tcg else ["-accel", "kvm", "-cpu", "host"]
     return [
         "qemu-system-x86_64", "-machine", "q35", *accelerator, "-smp", "2", "-m", "1024",
         "-nodefaults", "-nographic",
         "-kernel", image.kernel, "-initrd", image.initrd,
-        "-append", "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=error",
+        "-append", f"root=/dev/vda rw console=ttyS0 quiet systemd.show_status=error {more}",
         "-serial", "stdio", "-monitor", "none", "-no-reboot",
         "-drive", f"file={directory / 'disk.ext4'},format=raw,if=virtio,cache=unsafe",
         "-drive", f"file={directory / 'files.ext4'},format=raw,if=virtio,readonly=on",

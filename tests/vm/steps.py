@@ -43,6 +43,16 @@ def show(vm, *properties, unit="tlsward"):
     return found[0] if len(found) == 1 else found
 
 
+def start_upstream(vm):
+    """The server behind all services of the tests, on port 8443, for as long as the guest is up."""
+    # After=: systemd forgets how a unit ended that is stopped and that no other unit speaks of.
+    vm.ok(
+        "systemd-run --quiet --unit=upstream -p After=tlsward.service"
+        " python3 /files/guest/upstream.py 8443"
+    )
+    vm.until("ss -Htln sport = :8443 | grep -q .")
+
+
 def pid(vm, unit="tlsward"):
     return int(show(vm, "MainPID", unit=unit))
 
@@ -62,8 +72,8 @@ def documented(document, heading):
     return re.search(r"^```\w*\n(.*?)^```", below, re.S | re.M)[1]
 
 
-def fresh(vm, config=CONFIG + ECHO, unit_changes=""):
-    """tlsward started anew, with this configuration and these changes of its unit, and no others."""
+def fresh(vm, config=CONFIG + ECHO, unit_changes="", start=True):
+    """tlsward started anew (or only stopped), with this configuration and these changes of its unit, and no others."""
     vm.ok(
         "systemctl stop 'tlsward*' load.service hold.service 2>/dev/null;"
         " rm -rf /etc/systemd/system/tlsward* /etc/systemd/system/sockets.target.wants; "
@@ -74,7 +84,8 @@ def fresh(vm, config=CONFIG + ECHO, unit_changes=""):
     if unit_changes:
         drop_in(vm, unit_changes)
     configure(vm, config)
-    vm.ok("systemctl start tlsward", seconds=60)
+    if start:
+        vm.ok("systemctl start tlsward", seconds=60)
 
 
 def call(vm, port=7001):

@@ -58,7 +58,7 @@ pub(super) const KUBERNETES: &[Key] = &[
         name: "secrets",
         kind: Kind::Choice(&["named", "namespace"]),
         default: Default::Is("\"named\""),
-        doc: "How Secrets and ConfigMaps are watched: each by its name, or all of a namespace at once, for hundreds of them; the role must then allow to read all.",
+        doc: "How Secrets and ConfigMaps are watched: each by its name, or all of a namespace at once, for hundreds of them; the role must then allow reading all.",
         elsewhere: &[],
     },
 ];

@@ -11,11 +11,12 @@ const IDENTITY: &str = "ca = \"ca.crt\"\ncert = \"c.crt\"\nkey = \"c.key\"\n";
 fn with_line(table: Table, line: &str) -> String {
     let at = |here: Table| if here == table { line } else { "" };
     let text = format!(
-        "{}\n[admin]\n{}\n[log]\n{}\n[kubernetes]\nnamespace = \"shop\"\n{}\n[kubernetes.discovery]\n{}\n\
+        "{}\n[admin]\n{}\n[log]\n{}\n[sandbox]\n{}\n[kubernetes]\nnamespace = \"shop\"\n{}\n[kubernetes.discovery]\n{}\n\
          {SERVICE}on_rotation = \"drain\"\n{}\n[services.a.tls]\n{IDENTITY}{}\n",
         at(Table::Top),
         at(Table::Admin),
         at(Table::Log),
+        at(Table::Sandbox),
         at(Table::Kubernetes),
         at(Table::Discovery),
         at(Table::Service),
@@ -182,6 +183,7 @@ fn switched_off(sample: &str) -> Vec<(Table, String, String)> {
         match line.trim_end().trim_start_matches('#') {
             "[admin]" => table = Table::Admin,
             "[log]" => table = Table::Log,
+            "[sandbox]" => table = Table::Sandbox,
             "[kubernetes]" => table = Table::Kubernetes,
             "[kubernetes.discovery]" => table = Table::Discovery,
             header if header.starts_with('[') && header.ends_with("tls]") => table = Table::Tls,
@@ -256,6 +258,7 @@ fn the_sample_names_every_key() {
             Table::Top => root.contains_key(name),
             Table::Admin => below(&["admin"]).is_some(),
             Table::Log => below(&["log"]).is_some(),
+            Table::Sandbox => below(&["sandbox"]).is_some(),
             Table::Service => below(&["services", "billing"]).is_some(),
             Table::Tls => below(&["defaults", "tls"]).is_some(),
             Table::Kubernetes | Table::Discovery | Table::Backend | Table::Ca => false,

@@ -32,7 +32,7 @@ fn a_bundle_may_hold_key_and_chain_in_either_order_with_text_between() {
     ] {
         let read = bundle(text).ok().unwrap();
         assert_eq!(read.chain, [leaf.der.clone(), ca.der().clone()]);
-        assert_eq!(read.key.secret_der(), leaf.key.serialized_der());
+        assert_eq!(read.key.into_der().secret_der(), leaf.key.serialized_der());
     }
 }
 
@@ -221,6 +221,56 @@ proptest! {
         messages.extend(chain_and_key(&IdentityMaterial::Bundle(part)).err());
         for message in messages {
             prop_assert!(!message.detail.contains("c2VjcmV0"), "{message}");
+        }
+    }
+
+    /// Keys are decoded here, and as the library would.
+    #[test]
+    fn a_key_is_read_as_the_library_reads_it(
+        der in proptest::collection::vec(any::<u8>(), 0..200),
+        width in 1usize..80,
+        newline in prop_oneof![Just("\n"), Just("\r\n"), Just("\r"), Just(" \n\t")],
+        padded in any::<bool>(),
+        label in prop_oneof![Just("PRIVATE KEY"), Just("RSA PRIVATE KEY"), Just("EC PRIVATE KEY")],
+        before in prop_oneof![Just(""), Just("text\n"), Just("text\r\rmore\r\n\n")],
+        damage in proptest::option::of((any::<proptest::sample::Index>(), "[A-Za-z0-9=+/!. -]")),
+    ) {
+        use base64::Engine as _;
+        let engine = match padded {
+            true => base64::prelude::BASE64_STANDARD,
+            false => base64::prelude::BASE64_STANDARD_NO_PAD,
+        };
+        let mut text = engine.encode(&der);
+        if let (Some((at, piece)), false) = (damage, text.is_empty()) {
+            let at = at.index(text.len());
+            text.replace_range(at..=at, &piece);
+        }
+        let lines: Vec<&str> = text.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let text = format!("{before}-----BEGIN {label}-----{newline}{}{newline}-----END {label}-----{newline}", lines.join(newline));
+        // The library ends lines with LF alone, and knows no other.
+        let theirs = <(SectionKind, Vec<u8>)>::from_pem_slice(text.replace('\r', "\n").as_bytes());
+        let part = Part::new("x", text.clone().into());
+        let ours = Blocks::read(&part).map(|blocks| blocks.keys);
+        match (theirs, ours) {
+            (Ok((kind, der)), Ok(mut keys)) => {
+                let key = keys.pop().unwrap().into_der();
+                prop_assert!(keys.is_empty());
+                prop_assert_eq!(key.secret_der(), der.as_slice());
+                let same = match key {
+                    PrivateKeyDer::Pkcs8(_) => kind == SectionKind::PrivateKey,
+                    PrivateKeyDer::Pkcs1(_) => kind == SectionKind::RsaPrivateKey,
+                    PrivateKeyDer::Sec1(_) => kind == SectionKind::EcPrivateKey,
+                    _ => false,
+                };
+                prop_assert!(same);
+            }
+            (Err(_), Err(_)) => {}
+            // We are strict about bits that stand for nothing.
+            (Ok((_, der)), Err(_)) => {
+                let again = base64::prelude::BASE64_STANDARD_NO_PAD.encode(der);
+                prop_assert!(!text.replace(char::is_whitespace, "").contains(&again), "{text}");
+            }
+            (Err(why), Ok(_)) => prop_assert!(false, "{why}: {text}"),
         }
     }
 

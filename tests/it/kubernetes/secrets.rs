@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::{NAMESPACE, SECRET, Scene};
+use crate::key_memory::{Traces, gone};
 use crate::support::kube::{Cluster, objects};
 use crate::support::load::rotation_loses_no_connection;
 use crate::support::net;
@@ -29,6 +30,35 @@ async fn a_secret_is_the_identity_and_its_successor_is_used_within_a_second() {
     assert!(took.as_secs_f64() < 1.0, "{took:?}");
     assert_eq!(visit(&scene.service).await.serial, second.serial());
     old.echo(b"the connection from before goes on").await;
+}
+
+/// What is left of the answers themselves lies in the buffers of rustls, so that is looked for
+/// where there is no TLS.
+#[tokio::test]
+async fn of_a_secret_that_was_replaced_no_key_is_left() {
+    for over_http in [false, true] {
+        let cluster = match over_http {
+            false => Cluster::start().await,
+            true => Cluster::in_process_over_http().await,
+        };
+        let scene = Scene::new(&cluster).await;
+        let (first, second) = (scene.pki.client(NAME), scene.pki.client(NAME));
+        scene.put(&first).await;
+        let proxy = scene.start().await;
+        let (mut open, _) = introduce(&scene.service).await;
+        scene.put(&second).await;
+        in_use(&proxy, &second).await;
+        open.finish_sending().await;
+        assert_eq!(open.ending().await, net::Ending::Fin);
+        drop(open);
+        gone(&proxy, &Traces::of(&first.key_pem()), "the old key").await;
+        if over_http {
+            for issued in [&first, &second] {
+                let traces = Traces::of_base64(&issued.key_pem());
+                gone(&proxy, &traces, "the answer of the API server").await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

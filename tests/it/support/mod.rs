@@ -24,7 +24,7 @@ use std::time::Duration;
 pub(crate) const GUARD: Duration = Duration::from_secs(30);
 
 /// Between two looks at a condition that nothing announces.
-const POLL: Duration = Duration::from_millis(20);
+pub(crate) const POLL: Duration = Duration::from_millis(20);
 
 /// Awaits `future`, and fails with `what` in the message if it takes longer than [`GUARD`].
 #[track_caller]

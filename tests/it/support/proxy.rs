@@ -19,6 +19,10 @@ use super::{net, within};
 /// The program.
 pub(crate) const TLSWARD: &str = env!("CARGO_BIN_EXE_tlsward");
 
+/// At the top of a file whose later versions use ports that are not known at the start: as an
+/// operator would write it who expects that.
+pub(crate) const ANY_PORTS: &str = "sandbox = { connect_ports = \"any\", bind_ports = \"any\" }";
+
 /// Runs a command of tlsward to its end.
 pub(crate) async fn tlsward<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Output {
     within("tlsward to end", clean_command().args(arguments).output())

@@ -211,3 +211,25 @@ async fn where_nothing_is_kept_a_stop_serves_whoever_the_kernel_let_in_and_close
             .any(|it| it.says("FDSTORE=1"))
     );
 }
+
+#[tokio::test]
+async fn whoever_waits_when_the_process_stops_is_left_to_the_next() {
+    let stage = Stage::new().await;
+    let service = stage.service.clone().set("max_connections", "1");
+    let config = stage
+        .config
+        .with_services([service])
+        .top("shutdown_timeout = \"100ms\"");
+    let systemd = Systemd::new(&stage.pki);
+    let mut proxy = systemd.start(&stage.pki, &config).await;
+    let (mut first, _) = introduce(&stage.service).await;
+    // Over the limit, so nobody accepts it.
+    let mut second = Caller::connect(stage.service.address()).await;
+    proxy.signal(Signal::TERM);
+    assert_eq!(first.ending().await, Ending::Reset);
+    assert_eq!(proxy.exit().await.code(), Some(3));
+    let _next = systemd.start(&stage.pki, &config).await;
+    second.line().await;
+    // Not a line that the one before had sent before its end.
+    second.echo(b"served by the next").await;
+}

@@ -1,20 +1,20 @@
 """Stops one thread of a process for good: `freeze.py PID NAME` (the beginning of the thread's name).
 
 As a debugger does (ptrace: seize, interrupt), for no signal stops a single thread. Prints its id,
-and stays, since the thread would go on without its tracer.
+and stays until the process ends: the thread would go on without its tracer.
 """
 
 import ctypes
 import os
 import pathlib
-import signal
 import sys
 
 SEIZE, INTERRUPT = 0x4206, 0x4207
 WALL = 0x40000000
 
 pid, name = sys.argv[1:]
-threads = {int(path.parent.name): path.read_text().strip() for path in pathlib.Path(f"/proc/{pid}/task").glob("*/comm")}
+names = pathlib.Path(f"/proc/{pid}/task").glob("*/comm")
+threads = {int(path.parent.name): path.read_text().strip() for path in names}
 found = [thread for thread, comm in threads.items() if comm.startswith(name)]
 if not found:
     sys.exit(f"no thread is called {name}…: {sorted(threads.values())}")
@@ -25,4 +25,6 @@ for request in (SEIZE, INTERRUPT):
         sys.exit(os.strerror(ctypes.get_errno()))
 os.waitpid(found[0], WALL)
 print(found[0], flush=True)
-signal.pause()
+# A tracer is a parent: without its wait the dead process would stay, and nobody would hear of its end.
+while not (os.WIFEXITED(status := os.waitpid(found[0], WALL)[1]) or os.WIFSIGNALED(status)):
+    pass
