@@ -463,3 +463,46 @@ async fn beside_nginx_a_chain_that_is_too_long_for_it_is_too_long_for_the_result
         assert_eq!(greeting(ours).await.is_some(), taken, "{config}");
     }
 }
+
+#[tokio::test]
+async fn beside_the_originals_a_revoked_server_is_refused_and_another_one_is_not() {
+    for product in ["stunnel", "nginx"] {
+        let pki = Pki::new();
+        client(&pki);
+        let revoked = pki.root.server_for(&[NAME]).issue();
+        let good = pki.root.server_for(&[NAME]).issue();
+        let list = pki.write("crl.pem", pki.root.crl(&[&revoked]));
+        let upstream = Options::trusting(&pki.root).start(&good).await;
+        let to = upstream.address().to_string();
+        let source = match product {
+            "stunnel" => format!(
+                "{STUNNEL}verifyChain = yes\ncheckHost = billing.internal\nCRLfile = {}\n",
+                list.display()
+            ),
+            _ => stream(&format!(
+                "proxy_ssl_verify on; proxy_ssl_name billing.internal; proxy_ssl_crl {};",
+                list.display()
+            )),
+        };
+        let (theirs, ours) = (net::address(), net::address());
+        let places =
+            |listen: std::net::SocketAddr| with_places(&pki, &source, &listen.to_string(), &to);
+        let file = pki.write("original", places(theirs));
+        let _original = match product {
+            "stunnel" => stunnel(file, theirs).await,
+            _ => nginx(file, theirs).await,
+        };
+        let (proxy, config) = running(&pki, product, &places(ours), "").await;
+        for (present, taken) in [(&good, true), (&revoked, false)] {
+            upstream.present(present);
+            for listen in [theirs, ours] {
+                let is_taken = greeting(listen).await.is_some();
+                assert_eq!(is_taken, taken, "{product} on {listen}:\n{config}");
+            }
+        }
+        let name = proxy.status().await["services"][0]["name"].clone();
+        proxy
+            .failure_logged(name.as_str().unwrap(), "revoked")
+            .await;
+    }
+}

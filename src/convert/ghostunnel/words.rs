@@ -19,11 +19,15 @@ pub(super) struct Statement {
     pub(super) words: Vec<Word>,
 }
 
+/// The longest that a value grows by variables, in bytes.
+const LONGEST: usize = 4096;
+
 /// Stands for a dollar sign that a quote or backslash protects.
 const DOLLAR: char = '\u{e000}';
 
 impl Word {
-    /// With the variables that are known put in; others stay as they are.
+    /// With the variables that are known put in; others stay as they are. Where that would become too
+    /// long, the word depends on a variable that nobody knows.
     pub(super) fn resolved(&self, variables: &Environment) -> Self {
         if self.is_literal {
             return self.clone();
@@ -39,6 +43,11 @@ impl Word {
                 _ => text.push_str(&reference[..length]),
             }
             rest = &reference[length..];
+            // No value of a person's hand is longer; variables that double each other are.
+            if text.len() > LONGEST {
+                text = "${too_long}".to_owned();
+                rest = "";
+            }
         }
         text.push_str(rest);
         Self {
@@ -236,6 +245,29 @@ mod tests {
             [vec!["a", "b cd", "e\"f", "g h", ""]]
         );
         assert_eq!(split("a#b && c | d"), [vec!["a#b"], vec!["c"], vec!["d"]]);
+    }
+
+    #[test]
+    fn variables_that_double_each_other_end_somewhere() {
+        let place = Place {
+            file: "f".into(),
+            line: 1,
+        };
+        let mut variables = Environment::new();
+        for n in 0..60 {
+            let text = match n {
+                0 => "xx".to_owned(),
+                n => format!("$V{0}$V{0}", n - 1),
+            };
+            let word = of_line(&text, &place).unwrap().remove(0);
+            variables.insert(format!("V{n}"), word.resolved(&variables));
+        }
+        let last = &variables["V59"];
+        assert!(
+            last.depends_on_others() && last.text.len() < 100,
+            "{last:?}"
+        );
+        assert_eq!(variables["V10"].text.len(), 2048);
     }
 
     #[test]

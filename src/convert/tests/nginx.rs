@@ -169,6 +169,7 @@ fn what_cannot_be_carried_switches_the_service_off() {
             "proxy_ssl_conf_command VerifyCAFile",
         ),
         ("deny 10.0.0.1; allow all;", "deny"),
+        ("deny 10.0.0.1; allow 10.0.0.0/8; deny all;", "deny"),
         ("allow unix:; deny all;", "allow"),
         ("deny all;", "deny"),
         ("js_access main.access;", "js_access"),
