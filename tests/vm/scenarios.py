@@ -12,6 +12,8 @@ from machine import Failed
 from steps import (
     CONFIG,
     ECHO,
+    MORE,
+    ROOM,
     Load,
     call,
     call_fails,
@@ -129,9 +131,9 @@ def sandbox(vm):
 @scenario(short=True)
 def reload_good(vm):
     """When `systemctl reload` returns, the new service serves, in the same process."""
-    fresh(vm)
+    fresh(vm, ROOM + CONFIG + ECHO)
     before = pid(vm)
-    configure(vm, CONFIG + ECHO + ECHO.replace("echo", "more").replace("7001", "7002"))
+    configure(vm, ROOM + CONFIG + ECHO + MORE)
     answer = vm.ok("systemctl reload tlsward; python3 /files/guest/caller.py once 7002", seconds=60)
     expect_equal(answer, "client hello", "the call right after reload")
     expect_equal(pid(vm), before, "MainPID")
@@ -159,8 +161,8 @@ def reload_bad(vm):
 @scenario()
 def reload_by_signal(vm):
     """SIGHUP alone reloads: the new service serves, and the unit is active again after "reloading"."""
-    fresh(vm)
-    configure(vm, CONFIG + ECHO + ECHO.replace("echo", "more").replace("7001", "7002"))
+    fresh(vm, ROOM + CONFIG + ECHO)
+    configure(vm, ROOM + CONFIG + ECHO + MORE)
     vm.ok("systemctl kill -s HUP tlsward")
     vm.until("python3 /files/guest/caller.py once 7002")
     vm.until("systemctl is-active tlsward")
@@ -169,10 +171,24 @@ def reload_by_signal(vm):
 
 
 @scenario()
+def reload_beyond_sandbox(vm):
+    """A port that the sandbox does not hold is refused by a reload, which says so; a restart serves it."""
+    fresh(vm)
+    configure(vm, CONFIG + ECHO + MORE)
+    vm.fails("systemctl reload tlsward", seconds=60)
+    text = show(vm, "StatusText")
+    expect("sandboxed" in text and "7002" in text, f"StatusText: {text}")
+    with Load(vm, [7001]) as load:
+        at = load.now()
+        vm.ok("systemctl restart tlsward", seconds=60)
+    expect_equal(call(vm, 7002), "client hello", "the call after a restart")
+    return f"Status: {text}; restarted: {load.all_well(at)}"
+
+
+@scenario()
 def degraded(vm):
     """A certificate that is missing keeps neither the other services nor the start waiting for ever."""
-    more = ECHO.replace("echo", "more").replace("7001", "7002")
-    more += '[services.more.tls]\ncert = "certs/later.crt"\nkey = "certs/later.key"\n'
+    more = MORE + '[services.more.tls]\ncert = "certs/later.crt"\nkey = "certs/later.key"\n'
     began = time.monotonic()
     fresh(vm, CONFIG + ECHO + more)
     took = time.monotonic() - began
@@ -299,7 +315,7 @@ def watchdog(vm):
 @scenario(short=True)
 def restart_under_load(vm):
     """`systemctl restart`, twice, under load: no call refused, none broken; listeners are kept by systemd."""
-    fresh(vm, CONFIG + ECHO + ECHO.replace("echo", "more").replace("7001", "7002"))
+    fresh(vm, CONFIG + ECHO + MORE)
     before = pid(vm)
     stored = int(show(vm, "NFileDescriptorStore"))
     expect(stored >= 2, f"{stored} descriptors are stored")
@@ -315,7 +331,7 @@ def restart_under_load(vm):
 @scenario()
 def removed_listener(vm):
     """A listener that the new configuration does not have is not kept: its port refuses after a restart."""
-    fresh(vm, CONFIG + ECHO + ECHO.replace("echo", "more").replace("7001", "7002"))
+    fresh(vm, CONFIG + ECHO + MORE)
     expect_equal(call(vm, 7002), "client hello", "before")
     configure(vm, CONFIG + ECHO)
     vm.ok("systemctl restart tlsward", seconds=60)
@@ -432,10 +448,10 @@ def core_dump(vm):
     fresh(vm, unit_changes="[Service]\nLimitCORE=infinity\n")
     vm.ok("rm -f /run/core.*; sysctl -q -w kernel.core_pattern='|/usr/bin/tee /run/core.%p'")
     victim = vm.ok("systemd-run --quiet --collect --unit=victim -p LimitCORE=infinity sleep 999; systemctl show -P MainPID victim")
-    vm.ok(f"kill -SEGV {victim}")
+    vm.ok(f"kill -ABRT {victim}")
     vm.until(f"test -s /run/core.{victim}")
     process = pid(vm)
-    vm.ok(f"kill -SEGV {process}")
+    vm.ok(f"kill -ABRT {process}")
     vm.until(f"test $(systemctl show -P MainPID tlsward) != {process}", seconds=30)
     vm.until("systemctl is-active tlsward", seconds=30)
     cores = vm.ok("ls /run/core.*")

@@ -24,6 +24,12 @@ ECHO = """
 listen = "127.0.0.1:7001"
 upstream = "upstream.test:8443"
 """
+MORE = ECHO.replace("echo", "more").replace("7001", "7002")
+# For a second service by a reload: the sandbox takes the ports that are in use, unless it is told more.
+ROOM = """
+[sandbox]
+bind_ports = ["7001-7099"]
+"""
 CONFIG = """
 [admin]
 listen = "unix:/run/tlsward/admin.sock"
