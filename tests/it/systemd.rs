@@ -8,7 +8,7 @@ mod units;
 mod watchdog;
 
 use crate::support::pki::Pki;
-use crate::support::proxy::{Config, Service};
+use crate::support::proxy::{ANY_PORTS, Config, Service};
 use crate::support::scene::NAME;
 use crate::support::upstream::{Behaviour, Options, Upstream};
 
@@ -28,7 +28,8 @@ impl Stage {
         let upstream = options.start(&server).await;
         let files = pki.identity_files(NAME, &pki.client(NAME));
         let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
-        let config = Config::of([service.clone()]);
+        // Its later versions use other ports.
+        let config = Config::of([service.clone()]).top(ANY_PORTS);
         Self {
             pki,
             _upstream: upstream,
