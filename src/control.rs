@@ -26,7 +26,7 @@ use crate::config::{Config, Service, ServiceName};
 use crate::failure::{Explained, Reason};
 use crate::material::Part;
 use crate::metrics::Metrics;
-use crate::sandbox::{Lacking, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::shutdown::Shutdown;
 use crate::source::{
     self, Batch, Batches, Reading, SourceKey, Ticket, Trigger, Watch, WatchOptions,

@@ -11,6 +11,7 @@ use super::text::{Refused, config_text, parse};
 use crate::cluster::Store;
 use crate::config::{Config, ServiceName};
 use crate::failure::{Explained, Reason};
+use crate::sandbox::Lacking;
 use crate::source::{self, Reading, SourceKey};
 
 /// The configuration as the file has it now, with nothing known of a cluster: what a sandbox is
@@ -37,7 +38,13 @@ impl Control {
     ) -> Result<BTreeMap<ServiceName, Hindered>, Refused> {
         let mut outside = BTreeMap::new();
         let mut lacking = Vec::new();
-        for lacks in self.setup.sandbox.lacks(config) {
+        // What is lacking already keeps no other change from coming into force; and at the start a
+        // directory that cannot be held is one service's trouble.
+        let already = self.setup.sandbox.lacks(&self.state.config);
+        let is_new = |lacks: &Lacking| {
+            !already.contains(lacks) && (self.generation > 0 || !lacks.is_of_a_file())
+        };
+        for lacks in self.setup.sandbox.lacks(config).into_iter().filter(is_new) {
             let discovered = lacks
                 .service
                 .clone()
@@ -66,7 +73,7 @@ impl Control {
         let words: Vec<String> = lacking.iter().map(ToString::to_string).collect();
         Err(Refused {
             why: Explained::new(Reason::Sandboxed, words.join("; ")),
-            problems: lacking.iter().map(super::Lacking::problem).collect(),
+            problems: lacking.iter().map(Lacking::problem).collect(),
         })
     }
 

@@ -19,9 +19,15 @@ pub(crate) struct Lacking {
     what: String,
     /// What `[sandbox]` would have to say.
     widen: String,
+    file: bool,
 }
 
 impl Lacking {
+    /// Whether it is a certificate, a key or the like: what a service waits for.
+    pub(crate) fn is_of_a_file(&self) -> bool {
+        self.file
+    }
+
     /// For status and the log.
     pub(crate) fn explained(&self) -> Explained {
         Explained::new(Reason::Sandboxed, self.to_string())
@@ -71,6 +77,7 @@ impl Sandbox {
                 key: "kubernetes".to_owned(),
                 what: "the API server".to_owned(),
                 widen: "connect_ports = \"any\"".to_owned(),
+                file: false,
             });
         }
         if config.kubernetes.discovery.is_some() && !any_port(&rules.bind) {
@@ -79,6 +86,7 @@ impl Sandbox {
                 key: "kubernetes.discovery".to_owned(),
                 what: "listening on whatever port a Service names".to_owned(),
                 widen: "bind_ports = \"any\"".to_owned(),
+                file: false,
             });
         }
         lacking
@@ -108,6 +116,7 @@ impl Sandbox {
                             key: key.clone(),
                             what: format!("dialling port {}", address.port),
                             widen: format!("connect_ports = [{}] or \"any\"", address.port),
+                            file: false,
                         });
                     }
                 }
@@ -118,6 +127,7 @@ impl Sandbox {
                     key,
                     what: "dialling whatever port a Kubernetes Service's endpoints have".to_owned(),
                     widen: "connect_ports = \"any\"".to_owned(),
+                    file: false,
                 });
             }
             Upstream::Service(_) => {}
@@ -147,6 +157,7 @@ impl Sandbox {
             key: key.to_owned(),
             what,
             widen,
+            file: false,
         })
     }
 }
@@ -158,5 +169,6 @@ fn file(service: &ServiceName, key: &str, path: &Path) -> Lacking {
         key: service_key(service, &format!("tls.{key}")),
         what: format!("reading {}", path.display()),
         widen: format!("read = [\"{}\"]", directory.display()),
+        file: true,
     }
 }

@@ -37,6 +37,7 @@ mod real_servers;
 mod reload;
 mod resumption;
 mod rotation;
+mod sandbox;
 mod sidecar;
 mod support;
 mod systemd;

@@ -28,6 +28,7 @@ impl Stage {
         let upstream = options.start(&server).await;
         let files = pki.identity_files(NAME, &pki.client(NAME));
         let service = Service::new(NAME, upstream.address(), &pki).identity(&files);
+        // Its later versions use other ports.
         let config = Config::of([service.clone()]).top(ANY_PORTS);
         Self {
             pki,
