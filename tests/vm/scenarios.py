@@ -273,8 +273,7 @@ def killed(vm):
     fresh(vm)
     before = pid(vm)
     with Load(vm, [7001]) as load:
-        at = load.now()
-        vm.ok(f"kill -KILL {before}")
+        at = float(vm.ok(f"kill -KILL {before}; while kill -0 {before} 2>&-; do :; done; date +%s.%N"))
         vm.until(f"test $(systemctl show -P MainPID tlsward) -gt 0 -a $(systemctl show -P MainPID tlsward) != {before}")
         vm.until("systemctl is-active tlsward", seconds=30)
     after = pid(vm)
@@ -282,7 +281,7 @@ def killed(vm):
     refused = [each for each in load.failures() if each["failure"] == "refused"]
     expect(not refused, f"{len(refused)} were refused")
     # Those that were open break, which nobody can help.
-    text = load.all_well(at, since=at + 0.5)
+    text = load.all_well(at, since=at)
     expect_equal(show(vm, "NRestarts"), "1", "NRestarts")
     return f"{text}; of those that were open {len(load.failures())} broke"
 
