@@ -145,7 +145,7 @@ fn inside() {
                 Ok(()) => "ok".to_owned(),
                 Err(error) => error
                     .raw_os_error()
-                    .map_or("?".to_owned(), |it| it.to_string()),
+                    .map_or_else(|| "?".to_owned(), |it| it.to_string()),
             };
             println!("attempt: {name} {answer}");
         };
