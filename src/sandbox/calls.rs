@@ -273,6 +273,7 @@ fn conditional() -> Result<Vec<(i64, Sets)>, seccompiler::BackendError> {
             request(libc::TIOCOUTQ),
             request(libc::FIONREAD),
             request(libc::TCGETS),
+            request(libc::TCGETS2),
             request(libc::TIOCGWINSZ),
         ],
     )?;
