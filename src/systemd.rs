@@ -2,7 +2,7 @@
 //!
 //! In: sockets of `.socket` units and those that it kept for us ([`Sockets`]), and whether it wants
 //! to hear of us. Out, all of it derived from the published status and from how the process ends
-//! ([`announce`]): that the service is ready, that it reloads and has reloaded, that it stops, that
+//! ([`announce()`]): that the service is ready, that it reloads and has reloaded, that it stops, that
 //! its threads are alive, and one line for people.
 //!
 //! Where there is no systemd, all of this is silent.

@@ -13,7 +13,7 @@ const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// The longest name that systemd takes (`FDNAME_MAX`), in bytes.
 const MAX_NAME: usize = 255;
 
-/// One credential, by name. Which files it consists of is seen when it is read: [`Self::forms`].
+/// One credential, by name. Which files it consists of is seen when it is read: `forms`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Credential {
     /// The name in `LoadCredential=NAME:…`.
