@@ -57,7 +57,7 @@ where
     Kinds::of(callers.join_all().await.into_iter().flatten())
 }
 
-/// Once warm, nearly every connection resumes, and the proxy has counted from the beginning what
+/// Once there is a ticket for each caller, nearly every connection resumes, and the proxy has counted from the beginning what
 /// the upstream counted.
 async fn assert_resumes<C>(proxy: &Proxy, call: impl Fn() -> C + Clone + Send + 'static)
 where
@@ -67,8 +67,10 @@ where
     let warm = storm(COUNTED, call).await;
     let Kinds { full, resumed } = warm;
     assert_eq!(full + resumed, CALLERS * COUNTED);
+    // Each caller may come once when all tickets are out. How many of these fall into the warm-up is
+    // a matter of how many handshakes happen to overlap there.
     assert!(
-        resumed * 100 >= (full + resumed) * 99,
+        cold.full + full <= CALLERS + (full + resumed) / 100,
         "{cold:?}, then {warm:?}"
     );
     let ours = async |kind| {

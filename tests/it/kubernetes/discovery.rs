@@ -250,6 +250,8 @@ const MEMORY_KIB: u64 = if cfg!(debug_assertions) {
 } else {
     64 << 10
 };
+/// Of a CPU, while Events still go out one by one.
+const IDLE_SHARE: f64 = if cfg!(debug_assertions) { 0.05 } else { 0.02 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_services_are_discovered_within_bounds_of_cpu_and_memory() {
@@ -281,7 +283,7 @@ async fn a_thousand_services_are_discovered_within_bounds_of_cpu_and_memory() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let share = (proxy.cpu_seconds() - used) / at.elapsed().as_secs_f64();
     println!("idle: {share} of a CPU");
-    assert!(share < 0.02, "{share} of a CPU while nothing happens");
+    assert!(share < IDLE_SHARE, "{share} of a CPU while nothing happens");
 }
 
 /// So many discoverable Services, each with a Secret and endpoints of its own; returns their ports.
