@@ -285,7 +285,8 @@ async fn no_sandbox_is_said_and_a_directory_that_cannot_be_held_is_warned_of() {
     command
         .args(["run", "--no-sandbox", "-c"])
         .arg(proxy.config_file());
-    drop(proxy);
+    // Its addresses are free when it has ended.
+    proxy.stop().await;
     let mut child = command.spawn().unwrap();
     let admin = config.admin_address().to_owned();
     let state = until("the second process", async || {
